@@ -1,0 +1,81 @@
+"""
+Sparse policies for Stable-Baselines3.
+
+Importing this package registers ``SparseMlpPolicy``, ``SparseCnnPolicy`` and ``SparseMultiInputPolicy`` with every supported
+algorithm of Stable-Baselines3 and sb3-contrib.
+"""
+
+from importlib.metadata import version
+
+from sb3_sparse.callbacks import SparsityLogger
+from sb3_sparse.convert import to_stock
+from sb3_sparse.policies import (
+    SparseActorCriticCnnPolicy,
+    SparseActorCriticPolicy,
+    SparseCrossQPolicy,
+    SparseDQNCnnPolicy,
+    SparseDQNMultiInputPolicy,
+    SparseDQNPolicy,
+    SparseMaskableActorCriticCnnPolicy,
+    SparseMaskableActorCriticPolicy,
+    SparseMaskableMultiInputActorCriticPolicy,
+    SparseMultiInputActorCriticPolicy,
+    SparsePolicyMixin,
+    SparseQRDQNCnnPolicy,
+    SparseQRDQNMultiInputPolicy,
+    SparseQRDQNPolicy,
+    SparseRecurrentActorCriticCnnPolicy,
+    SparseRecurrentActorCriticPolicy,
+    SparseRecurrentMultiInputActorCriticPolicy,
+    SparseSACCnnPolicy,
+    SparseSACMultiInputPolicy,
+    SparseSACPolicy,
+    SparseTD3CnnPolicy,
+    SparseTD3MultiInputPolicy,
+    SparseTD3Policy,
+    SparseTQCCnnPolicy,
+    SparseTQCMultiInputPolicy,
+    SparseTQCPolicy,
+    register_policies,
+    sparse_policy,
+)
+from sb3_sparse.report import SparsityReport, sparsity_report
+
+__version__ = version("sb3-sparse")
+
+__all__ = [
+    "SparseActorCriticCnnPolicy",
+    "SparseActorCriticPolicy",
+    "SparseCrossQPolicy",
+    "SparseDQNCnnPolicy",
+    "SparseDQNMultiInputPolicy",
+    "SparseDQNPolicy",
+    "SparseMaskableActorCriticCnnPolicy",
+    "SparseMaskableActorCriticPolicy",
+    "SparseMaskableMultiInputActorCriticPolicy",
+    "SparseMultiInputActorCriticPolicy",
+    "SparsePolicyMixin",
+    "SparseQRDQNCnnPolicy",
+    "SparseQRDQNMultiInputPolicy",
+    "SparseQRDQNPolicy",
+    "SparseRecurrentActorCriticCnnPolicy",
+    "SparseRecurrentActorCriticPolicy",
+    "SparseRecurrentMultiInputActorCriticPolicy",
+    "SparseSACCnnPolicy",
+    "SparseSACMultiInputPolicy",
+    "SparseSACPolicy",
+    "SparseTD3CnnPolicy",
+    "SparseTD3MultiInputPolicy",
+    "SparseTD3Policy",
+    "SparseTQCCnnPolicy",
+    "SparseTQCMultiInputPolicy",
+    "SparseTQCPolicy",
+    "SparsityLogger",
+    "SparsityReport",
+    "register_policies",
+    "sparse_policy",
+    "sparsity_report",
+    "to_stock",
+]
+
+register_policies()

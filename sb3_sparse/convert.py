@@ -1,0 +1,47 @@
+"""From a sparse policy to an ordinary one."""
+
+from __future__ import annotations
+
+import io
+from typing import TypeVar
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
+
+from sb3_sparse.plan import SparsityConfig
+from sb3_sparse.policies import sparse_policy
+
+Model = TypeVar("Model", bound=BaseAlgorithm)
+
+MASK_SUFFIX = ".weight_mask"
+SPARSIFIER_PREFIX = "sparsifier."
+
+
+def to_stock(model: Model) -> Model:
+    """
+    An ordinary model of the same algorithm with the stock policy: same weights (zeros are real zeros), same actions, same
+    optimizer state. Its zip loads anywhere without this package. Nothing keeps the zeros if it trains on.
+
+    :param model: A model with a sparse policy. Not changed.
+    :return: A new model on the same environment; its replay or rollout buffer is empty, as after ``load``.
+    :raises TypeError: If the model's policy is not sparse.
+    """
+    policy = sparse_policy(model)
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    data, params, variables = load_from_zip_file(file, device=model.device)
+    assert data is not None
+    data["policy_class"] = policy.stock_policy()
+    data["policy_kwargs"] = {
+        name: value for name, value in data["policy_kwargs"].items() if name not in SparsityConfig.argument_names()
+    }
+    params["policy"] = {
+        name: value
+        for name, value in params["policy"].items()
+        if not name.endswith(MASK_SUFFIX) and not name.startswith(SPARSIFIER_PREFIX)
+    }
+    stock_file = io.BytesIO()
+    save_to_zip_file(stock_file, data=data, params=params, pytorch_variables=variables)
+    stock_file.seek(0)
+    return type(model).load(stock_file, env=model.get_env(), device=model.device)

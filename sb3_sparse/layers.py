@@ -1,0 +1,119 @@
+"""
+Sparse layers: the stock layer, its stock dense Parameter, exactly 0.0 where pruned, plus one boolean ``weight_mask`` buffer.
+
+A layer guards its own weight: the gradient is masked inside ``backward()`` (so before any norm clipping sees it), and
+whatever is loaded into it is projected onto its mask. Everything that involves an optimizer or a target network is the
+:class:`~sb3_sparse.sparsifier.Sparsifier`'s.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch as th
+from torch import nn
+from typing_extensions import Self
+
+
+class _MaskGradient:
+    """Gradient hook of one weight. It knows its layer weakly: a hook must not keep a network alive."""
+
+    def __init__(self, layer: SparseLayer) -> None:
+        self.layer = weakref.ref(layer)
+
+    def __call__(self, weight: th.Tensor) -> None:
+        layer = self.layer()
+        if layer is not None and layer.mask_values is not None and weight.grad is not None:
+            with th.no_grad():
+                weight.grad.mul_(layer.mask_values)
+
+
+class SparseLayer(nn.Module):
+    """
+    What :class:`SparseLinear` and :class:`SparseConv2d` share. Made from a stock layer, in place, by :meth:`from_dense`.
+
+    Persistent buffer ``weight_mask``: bool, shape of ``weight``; True = the weight exists. ``mask_values`` is a cache in
+    the weight's dtype and on its device (multiplying by it is several times faster than filling by a boolean mask), and
+    None while every weight exists, so that a dense layer costs nothing.
+    """
+
+    weight: nn.Parameter
+    weight_mask: th.Tensor
+    mask_values: th.Tensor | None
+
+    @classmethod
+    def from_dense(cls, layer: nn.Module) -> Self:
+        """
+        Turn a stock layer into a sparse one whose mask is all True. The object stays the same, so do its Parameters:
+        whoever holds the layer or its weights (a container, an optimizer, a target copy) need not be told.
+
+        :param layer: A stock layer of exactly the class that ``cls`` extends.
+        :return: The same object.
+        """
+        layer.__class__ = cls
+        assert isinstance(layer, cls)
+        layer.register_buffer("weight_mask", th.ones_like(layer.weight, dtype=th.bool))
+        layer.register_buffer("mask_values", None, persistent=False)
+        layer.refresh()
+        return layer
+
+    def replace_mask(self, mask: th.Tensor) -> None:
+        """
+        Give the layer another mask: weights and gradients outside of it become exactly 0.0, those inside stay as they are.
+
+        :param mask: Bool, shape of ``weight``. Copied.
+        """
+        self.weight_mask.copy_(mask)
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring everything that follows from ``weight_mask`` up to date: cache, count, weight, gradient and its hook."""
+        #: How many positions exist.
+        self.n_active = int(self.weight_mask.sum())
+        full = self.n_active == self.weight.numel()
+        self.mask_values = None if full else self.weight_mask.to(self.weight)
+        self.project()
+        hooked = self.__dict__.get("_hooked_weight")
+        if hooked is None or hooked() is not self.weight:
+            self.weight.register_post_accumulate_grad_hook(_MaskGradient(self))
+            self._hooked_weight = weakref.ref(self.weight)
+
+    @th.no_grad()
+    def project(self) -> None:
+        """Set weight and gradient to 0.0 (never -0.0 or NaN) wherever the mask is False."""
+        if self.mask_values is not None:
+            pruned = ~self.weight_mask
+            self.weight.masked_fill_(pruned, 0.0)
+            if self.weight.grad is not None:
+                self.weight.grad.masked_fill_(pruned, 0.0)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self.refresh()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has a weight of its own, and torch copies no hooks
+        state = self.__dict__.copy()
+        state.pop("_hooked_weight", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.refresh()
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, sparsity={1 - self.n_active / self.weight.numel():.4f}"
+
+
+class SparseLinear(SparseLayer, nn.Linear):
+    """``nn.Linear`` with a mask."""
+
+
+class SparseConv2d(SparseLayer, nn.Conv2d):
+    """``nn.Conv2d`` with a mask."""
+
+
+#: Which sparse class extends which stock class. Subclasses of the stock classes have a forward of their own and stay dense.
+SPARSE_CLASSES: dict[type[nn.Module], type[SparseLayer]] = {nn.Linear: SparseLinear, nn.Conv2d: SparseConv2d}

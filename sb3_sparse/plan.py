@@ -1,0 +1,339 @@
+"""
+From what the user asks for (``policy_kwargs``) to the exact number of weights of every layer.
+
+:class:`SparsityConfig` checks everything that can be checked without a network, :func:`make_plan` everything else, both
+before any weight is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from sb3_sparse.distributions import (
+    DISTRIBUTION_HELP,
+    apportion,
+    epsilon_density,
+    er_densities,
+    uniform_densities,
+)
+from sb3_sparse.patterns import Budget, Pattern, Unstructured, parse_pattern
+
+#: Sparsity of every network when nothing is said. Graesser et al. (ICML 2022) find 80-90 % nearly free for trained
+#: topologies, Ma et al. (ICML 2025) train static random networks at 80 %; a static topology deserves the cautious end.
+DEFAULT_SPARSITY = 0.8
+#: Distribution when nothing is said: Graesser et al. (ICML 2022) find ERK far better than uniform. For MLPs it equals ER.
+DEFAULT_DISTRIBUTION = "erk"
+
+INITIAL_MASKS = ("random", "magnitude")
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """
+    A prunable layer, as far as planning needs to know it.
+
+    :param name: Dotted path in the policy, e.g. ``"actor.mu.0"``.
+    :param network: The network it belongs to, e.g. ``"actor"``.
+    :param shape: Shape of its weight.
+    :param depth: Position in its network, 0 nearest the observation; parallel layers (twin critics, the two heads of a
+        SAC actor) share a depth.
+    """
+
+    name: str
+    network: str
+    shape: tuple[int, ...]
+    depth: int
+
+    @property
+    def n_weights(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """
+    What a layer's mask must be.
+
+    :param info: The layer.
+    :param pattern: Which masks are legal for it; ``unstructured`` for an exempt layer.
+    :param budget: The pattern's budget.
+    :param exempt: Whether ``dense_layers`` keeps it dense for good, so that no updater prunes it.
+    """
+
+    info: LayerInfo
+    pattern: Pattern
+    budget: Budget
+    exempt: bool
+
+    @property
+    def n_active(self) -> int:
+        """How many positions the layer's mask has, exactly."""
+        return self.pattern.n_active(self.info.shape, self.budget)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_sparsity(value: Any, where: str) -> float:
+    if not _is_number(value) or not 0 <= value < 1:
+        raise ValueError(f"{where} must be a number in [0, 1), got {value!r}")
+    return float(value)
+
+
+def _check_epsilon(value: Any, where: str) -> None:
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f"{where} must be a positive number, got {value!r}")
+
+
+@dataclass(frozen=True)
+class SparsityConfig:
+    """
+    The sparse half of ``policy_kwargs``: plain JSON values, checked here as far as possible without a network.
+
+    :param sparsity: Fraction of the weights that are zero, in [0, 1): one number for every network or a map from network
+        to number, where networks that are not named stay dense. None: follows from an ``N:M`` pattern or an explicit
+        distribution, otherwise :data:`DEFAULT_SPARSITY`.
+    :param distribution: ``"uniform"``, ``"er"``, ``"erk"``, a map from layer name to sparsity, or ``{"er_epsilon": ...}``
+        with a list of epsilons by depth or a map from layer name to epsilon (DS-TD3). Layers that an explicit map or list
+        leaves out stay dense. None: uniform with an ``N:M`` pattern, otherwise :data:`DEFAULT_DISTRIBUTION`.
+    :param pattern: ``"unstructured"``, ``"N:M"`` or ``"block:RxC"``.
+    :param dense_layers: ``"first"``, ``"last"``, a layer name, or a list of these: layers that stay dense for good. Names
+        may be shell patterns such as ``"critic.qf*.0"``.
+    :param initial_mask: ``"random"`` or ``"magnitude"`` (largest initial weights, as RLx2's code does).
+    :param mask_seed: Seed of the masks' own generator, in [0, 2**63). None: derived from torch's generator state, without
+        drawing from it, so it follows the model's ``seed``.
+    :raises ValueError: If an argument is outside of what is described here, naming it, its value and what is allowed.
+    """
+
+    sparsity: float | Mapping[str, float] | None = None
+    distribution: str | Mapping[str, Any] | None = None
+    pattern: str = "unstructured"
+    dense_layers: str | Sequence[str] = ()
+    initial_mask: str = "random"
+    mask_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sparsity, Mapping):
+            for network, value in self.sparsity.items():
+                _check_sparsity(value, f"`sparsity` of network {network!r}")
+        elif self.sparsity is not None:
+            _check_sparsity(self.sparsity, "`sparsity`")
+        pattern = parse_pattern(self.pattern)
+        self._check_distribution(pattern)
+        names = [self.dense_layers] if isinstance(self.dense_layers, str) else self.dense_layers
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f'`dense_layers` must be "first", "last", a layer name or a list of these, got {names!r}')
+        if self.initial_mask not in INITIAL_MASKS:
+            raise ValueError(f"`initial_mask` must be one of {', '.join(INITIAL_MASKS)}, got {self.initial_mask!r}")
+        seed = self.mask_seed
+        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+            raise ValueError(f"`mask_seed` must be None or an integer in [0, 2**63), got {seed!r}")
+
+    def _check_distribution(self, pattern: Pattern) -> None:
+        distribution = self.distribution
+        if isinstance(distribution, Mapping):
+            if not distribution:
+                raise ValueError(f"`distribution` must be {DISTRIBUTION_HELP}, got an empty map")
+            if self.sparsity is not None:
+                raise ValueError(
+                    f"`sparsity`={self.sparsity!r} and an explicit `distribution` are both given: "
+                    "the sparsity follows from the distribution, leave it out"
+                )
+            if "er_epsilon" in distribution:
+                self._check_epsilons(distribution)
+                if pattern.fixed_sparsity is not None:
+                    raise ValueError(f"`distribution`=er_epsilon cannot be used with `pattern`={self.pattern!r}: N:M is uniform")
+            else:
+                for name, value in distribution.items():
+                    _check_sparsity(value, f"`distribution` of layer {name!r}")
+        elif distribution not in (None, "uniform", "er", "erk"):
+            raise ValueError(f"`distribution` must be {DISTRIBUTION_HELP}, got {distribution!r}")
+        elif pattern.fixed_sparsity is not None and distribution in ("er", "erk"):
+            raise ValueError(
+                f"`distribution`={distribution!r} cannot be used with `pattern`={self.pattern!r}, which gives every layer "
+                'the same sparsity: use "uniform" or leave it out'
+            )
+
+    @staticmethod
+    def _check_epsilons(distribution: Mapping[str, Any]) -> None:
+        epsilons = distribution["er_epsilon"]
+        if len(distribution) > 1 or not isinstance(epsilons, (Mapping, Sequence)) or isinstance(epsilons, str) or not epsilons:
+            raise ValueError(
+                '`distribution` with "er_epsilon" takes a list of epsilons by depth or a map from layer name to epsilon and '
+                f"nothing beside it, got {dict(distribution)!r}"
+            )
+        if isinstance(epsilons, Mapping):
+            for name, value in epsilons.items():
+                _check_epsilon(value, f"er_epsilon of layer {name!r}")
+        else:
+            for depth, value in enumerate(epsilons):
+                if value is not None:
+                    _check_epsilon(value, f"er_epsilon at depth {depth}")
+
+    @classmethod
+    def argument_names(cls) -> tuple[str, ...]:
+        """Names of the sparse ``policy_kwargs``."""
+        return tuple(field.name for field in fields(cls))
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """The arguments as they were given."""
+        return {name: getattr(self, name) for name in self.argument_names()}
+
+
+def match_layers(layers: Sequence[LayerInfo], name: str, argument: str) -> list[LayerInfo]:
+    """
+    :param layers: All prunable layers.
+    :param name: A layer name or a shell pattern of names.
+    :param argument: The argument the name came in, for the message.
+    :return: The layers it names, at least one.
+    :raises ValueError: If it names none; the message lists the real names.
+    """
+    matched = [layer for layer in layers if fnmatchcase(layer.name, name)]
+    if not matched:
+        known = ", ".join(layer.name for layer in layers)
+        raise ValueError(f"`{argument}` names the unknown layer {name!r}; the layers of this policy are: {known}")
+    return matched
+
+
+def _exempt_names(layers: Sequence[LayerInfo], dense_layers: str | Sequence[str]) -> set[str]:
+    deepest = {layer.network: 0 for layer in layers}
+    for layer in layers:
+        deepest[layer.network] = max(deepest[layer.network], layer.depth)
+    exempt: set[str] = set()
+    for name in [dense_layers] if isinstance(dense_layers, str) else dense_layers:
+        if name == "first":
+            exempt |= {layer.name for layer in layers if layer.depth == 0}
+        elif name == "last":
+            exempt |= {layer.name for layer in layers if layer.depth == deepest[layer.network]}
+        else:
+            exempt |= {layer.name for layer in match_layers(layers, name, "dense_layers")}
+    return exempt
+
+
+def _explicit_densities(layers: Sequence[LayerInfo], distribution: Mapping[str, Any]) -> dict[str, float]:
+    """Densities of an explicit distribution; layers that it leaves out are dense."""
+    densities = {layer.name: 1.0 for layer in layers}
+    epsilons = distribution.get("er_epsilon")
+    if epsilons is None:
+        for name, sparsity in distribution.items():
+            for layer in match_layers(layers, name, "distribution"):
+                densities[layer.name] = 1.0 - sparsity
+    elif isinstance(epsilons, Mapping):
+        for name, epsilon in epsilons.items():
+            for layer in match_layers(layers, name, "distribution"):
+                densities[layer.name] = epsilon_density(layer.shape, epsilon)
+    else:
+        for layer in layers:
+            if layer.depth < len(epsilons) and epsilons[layer.depth] is not None:
+                densities[layer.name] = epsilon_density(layer.shape, epsilons[layer.depth])
+    return densities
+
+
+def _network_sparsities(config: SparsityConfig, networks: Sequence[str], pattern: Pattern) -> dict[str, float]:
+    fixed = pattern.fixed_sparsity
+    if isinstance(config.sparsity, Mapping):
+        for network in config.sparsity:
+            if network not in networks:
+                raise ValueError(
+                    f"`sparsity` names the unknown network {network!r}; the networks of this policy are: {', '.join(networks)}"
+                )
+        sparsities = {network: float(config.sparsity.get(network, 0.0)) for network in networks}
+    else:
+        value = config.sparsity
+        if value is None:
+            value = fixed if fixed is not None else DEFAULT_SPARSITY
+        sparsities = dict.fromkeys(networks, float(value))
+    if fixed is not None:
+        for network, sparsity in sparsities.items():
+            if sparsity and not math.isclose(sparsity, fixed, abs_tol=1e-6):
+                raise ValueError(
+                    f"`sparsity`={sparsity} of network {network!r} and `pattern`={config.pattern!r} disagree: the pattern "
+                    f"means a sparsity of {fixed:g}. Give {fixed:g}, 0 for a dense network, or leave `sparsity` out"
+                )
+    return sparsities
+
+
+def _network_counts(
+    network: str, pool: Sequence[LayerInfo], dense: Sequence[LayerInfo], sparsity: float, distribution: str
+) -> dict[str, float]:
+    """Real-valued number of weights to keep in every layer of a network's pool, so that the whole network hits its total."""
+    total = sum(layer.n_weights for layer in (*pool, *dense))
+    n_keep = round((1 - sparsity) * total)
+    n_dense = sum(layer.n_weights for layer in dense)
+    if n_keep - n_dense < len(pool):
+        possible = math.floor((1 - (n_dense + len(pool)) / total) * 1e4) / 1e4
+        raise ValueError(
+            f"`sparsity`={sparsity} of network {network!r} cannot be reached: of its {total} weights {n_dense} are in "
+            f"`dense_layers` ({', '.join(layer.name for layer in dense) or 'none'}) and each of the other {len(pool)} layers "
+            f"keeps at least one, so at most {max(possible, 0.0):.4f} is possible"
+        )
+    shapes = {layer.name: layer.shape for layer in pool}
+    if distribution == "uniform":
+        densities = uniform_densities(shapes, n_keep - n_dense)
+    else:
+        densities = er_densities(shapes, n_keep - n_dense, kernel=distribution == "erk")
+    return {layer.name: densities[layer.name] * layer.n_weights for layer in pool}
+
+
+def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo]) -> dict[str, LayerPlan]:
+    """
+    The exact plan of every layer.
+
+    Unstructured networks keep ``round((1 - sparsity) * weights)`` weights to the unit (largest-remainder rounding over their
+    layers); N:M follows from the pattern; with blocks every layer keeps the number of whole blocks nearest to its share.
+
+    :param config: What was asked for.
+    :param layers: All prunable layers of the policy, in order of depth.
+    :return: Plan by layer name, in the order of ``layers``.
+    :raises ValueError: For unknown networks or layers, patterns that a layer cannot hold, and totals out of reach.
+    """
+    pattern = parse_pattern(config.pattern)
+    networks = list(dict.fromkeys(layer.network for layer in layers))
+    exempt = _exempt_names(layers, config.dense_layers)
+    wanted: dict[str, float] = {}
+    if isinstance(config.distribution, Mapping):
+        densities = _explicit_densities(layers, config.distribution)
+        for layer in layers:
+            density = 1.0 if layer.name in exempt else densities[layer.name]
+            if density < 1 and pattern.fixed_sparsity is not None and not math.isclose(1 - density, pattern.fixed_sparsity):
+                raise ValueError(
+                    f"`distribution` gives layer {layer.name!r} a sparsity of {1 - density:g}, but `pattern`={config.pattern!r} "
+                    f"means {pattern.fixed_sparsity:g}; under an N:M pattern a layer has that sparsity or 0"
+                )
+            wanted[layer.name] = float(round(density * layer.n_weights))
+    else:
+        distribution = config.distribution or ("uniform" if pattern.fixed_sparsity is not None else DEFAULT_DISTRIBUTION)
+        for network, sparsity in _network_sparsities(config, networks, pattern).items():
+            members = [layer for layer in layers if layer.network == network]
+            pool = [layer for layer in members if layer.name not in exempt] if sparsity else []
+            dense = [layer for layer in members if layer not in pool]
+            wanted |= {layer.name: float(layer.n_weights) for layer in dense}
+            if pool and pattern.fixed_sparsity is not None:
+                wanted |= {layer.name: (1 - sparsity) * layer.n_weights for layer in pool}
+            elif pool:
+                counts = _network_counts(network, pool, dense, sparsity, distribution)
+                if isinstance(pattern, Unstructured):
+                    limits = {layer.name: layer.n_weights for layer in pool}
+                    counts = {**apportion(counts, limits, round(sum(counts.values())))}
+                wanted |= counts
+    return {layer.name: _layer_plan(layer, pattern, wanted[layer.name], layer.name in exempt) for layer in layers}
+
+
+def _layer_plan(layer: LayerInfo, pattern: Pattern, n_active: float, exempt: bool) -> LayerPlan:
+    if exempt:
+        return LayerPlan(layer, Unstructured(), (layer.n_weights,), exempt=True)
+    reason = pattern.impossible(layer.shape)
+    if reason is not None:
+        if n_active >= layer.n_weights:
+            # Dense as it is, and no mask but the full one is possible: nothing that could be pruned later
+            return LayerPlan(layer, Unstructured(), (layer.n_weights,), exempt=True)
+        raise ValueError(
+            f"`pattern`={pattern.spec!r} is impossible for layer {layer.name!r}: {reason}. "
+            "Choose another pattern or name the layer in `dense_layers`"
+        )
+    return LayerPlan(layer, pattern, pattern.budget(layer.shape, n_active), exempt=False)

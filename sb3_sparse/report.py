@@ -1,0 +1,257 @@
+"""What of a model is sparse, and what that saves: as numbers, as a table, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from torch import nn
+
+from sb3_sparse.accounting import Flops, index_bytes
+from sb3_sparse.gradient_steps import batch_size, inference_flops, training_flops
+from sb3_sparse.policies import TARGET_SUFFIX, network_parameters, sparse_policy
+
+BYTES_PER_VALUE = 4  # fp32
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """
+    :param name: Path in the policy.
+    :param network: The network the layer belongs to.
+    :param shape: Shape of its weight.
+    :param pattern: ``"dense"`` if ``dense_layers`` keeps it dense, otherwise its pattern.
+    :param n_weights: Positions of the weight.
+    :param n_active: Positions that exist.
+    :param index_bytes: Bytes that say which positions exist, in the smallest plain encoding.
+    """
+
+    name: str
+    network: str
+    shape: tuple[int, ...]
+    pattern: str
+    n_weights: int
+    n_active: int
+    index_bytes: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.n_active / self.n_weights
+
+
+@dataclass(frozen=True)
+class SizeReport:
+    """
+    Weights of the layers that can be sparse, all parameters, and bytes in fp32.
+
+    :param n_weights: Positions of all prunable weights.
+    :param n_active: Positions that exist.
+    :param n_other: All other parameters: biases, LSTMs, ``log_std``, normalisation.
+    :param index_bytes: Bytes that say which positions exist.
+    """
+
+    n_weights: int
+    n_active: int
+    n_other: int
+    index_bytes: int
+
+    @property
+    def sparsity(self) -> float:
+        return 1 - self.n_active / self.n_weights
+
+    @property
+    def n_parameters(self) -> int:
+        """Parameters that exist."""
+        return self.n_active + self.n_other
+
+    @property
+    def n_parameters_dense(self) -> int:
+        """Parameters of the dense twin."""
+        return self.n_weights + self.n_other
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the parameters that exist, indices not counted (as the papers do)."""
+        return BYTES_PER_VALUE * self.n_parameters
+
+    @property
+    def bytes_with_indices(self) -> int:
+        """Bytes of the parameters that exist and of the indices that say where they are."""
+        return self.bytes + self.index_bytes
+
+    @property
+    def bytes_dense(self) -> int:
+        """Bytes of the dense twin."""
+        return BYTES_PER_VALUE * self.n_parameters_dense
+
+
+@dataclass(frozen=True)
+class SparsityReport:
+    """
+    The state of a model. ``print`` it for a table.
+
+    :param algorithm: Name of the algorithm.
+    :param policy: Name of the policy class.
+    :param layers: Every prunable online layer.
+    :param networks: Size of every online network, and of every target network under ``"<network> (target)"``.
+    :param online: All online networks together, with parameters that belong to none (an LSTM).
+    :param total: Online and target networks together.
+    :param inference: FLOPs of deciding on one action.
+    :param training: FLOPs of one gradient step at the model's batch size, delayed actor updates averaged; None for an
+        algorithm unknown to this library.
+    :param batch_size: Samples per gradient step.
+    """
+
+    algorithm: str
+    policy: str
+    layers: tuple[LayerReport, ...]
+    networks: dict[str, SizeReport]
+    online: SizeReport
+    total: SizeReport
+    inference: Flops
+    training: Flops | None
+    batch_size: int
+
+    def to_dict(self) -> dict:
+        """The report as plain JSON values."""
+
+        def size(report: SizeReport) -> dict:
+            derived = ("sparsity", "n_parameters", "n_parameters_dense", "bytes", "bytes_with_indices", "bytes_dense")
+            return {**asdict(report), **{name: getattr(report, name) for name in derived}}
+
+        return {
+            "algorithm": self.algorithm,
+            "policy": self.policy,
+            "batch_size": self.batch_size,
+            "layers": [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers],
+            "networks": {name: size(report) for name, report in self.networks.items()},
+            "online": size(self.online),
+            "total": size(self.total),
+            "inference_flops": asdict(self.inference),
+            "training_flops": asdict(self.training) if self.training is not None else None,
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def _layer_rows(self) -> list[list[str]]:
+        return [
+            [
+                layer.name,
+                layer.network,
+                "x".join(map(str, layer.shape)),
+                layer.pattern,
+                f"{layer.n_active:,} / {layer.n_weights:,}",
+                f"{layer.sparsity:.2%}",
+            ]
+            for layer in self.layers
+        ]
+
+    def _size_rows(self) -> list[list[str]]:
+        named = [*self.networks.items(), ("all online", self.online)]
+        if self.total != self.online:
+            named.append(("all with targets", self.total))
+        return [
+            [
+                name,
+                f"{size.sparsity:.2%}",
+                f"{size.n_parameters:,} / {size.n_parameters_dense:,}",
+                f"{size.bytes:,}",
+                f"{size.bytes_with_indices:,}",
+                f"{size.bytes_dense:,}",
+                f"{size.bytes_dense / size.bytes_with_indices:.1f}x",
+            ]
+            for name, size in named
+        ]
+
+    def _flop_rows(self) -> list[list[str]]:
+        named = [("one action", self.inference), (f"one gradient step (batch {self.batch_size})", self.training)]
+        return [
+            [name, f"{flops.sparse:,.0f}", f"{flops.dense:,.0f}", f"{flops.dense / flops.sparse:.1f}x"]
+            for name, flops in named
+            if flops is not None
+        ]
+
+    def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        return [
+            (["layer", "network", "shape", "pattern", "non-zeros", "sparsity"], self._layer_rows()),
+            (
+                ["network", "sparsity", "parameters", "bytes (fp32)", "with indices", "dense", "smaller"],
+                self._size_rows(),
+            ),
+            (["FLOPs of", "sparse", "dense", "fewer"], self._flop_rows()),
+        ]
+
+    def to_markdown(self) -> str:
+        """The report as Markdown tables."""
+        blocks = []
+        for header, rows in self._tables():
+            # Names left, numbers right, as in the printed table
+            align = ["---" if index == 0 else "---:" for index in range(len(header))]
+            blocks.append("\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows)))
+        return "\n\n".join(blocks) + "\n"
+
+    def __str__(self) -> str:
+        lines = [f"{self.algorithm} with {self.policy}"]
+        for header, rows in self._tables():
+            widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
+            lines.append("")
+            for row in (header, ["-" * width for width in widths], *rows):
+                cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+                lines.append("  ".join(cells))
+        return "\n".join(lines)
+
+
+def _size(parameters: Iterable[nn.Parameter], layer_of: Mapping[int, LayerReport]) -> SizeReport:
+    """Size of a set of parameters; those in ``layer_of`` (by identity) are weights that can be sparse."""
+    parameters = list(parameters)
+    layers = [layer_of[id(parameter)] for parameter in parameters if id(parameter) in layer_of]
+    return SizeReport(
+        n_weights=sum(layer.n_weights for layer in layers),
+        n_active=sum(layer.n_active for layer in layers),
+        n_other=sum(parameter.numel() for parameter in parameters if id(parameter) not in layer_of),
+        index_bytes=sum(layer.index_bytes for layer in layers),
+    )
+
+
+def sparsity_report(model: BaseAlgorithm) -> SparsityReport:
+    """
+    Report what of a model is sparse.
+
+    :param model: A model with a sparse policy.
+    :return: The report, a snapshot; ``print`` it for a table.
+    :raises TypeError: If the model's policy is not sparse.
+    """
+    policy = sparse_policy(model)
+    sparsifier = policy.sparsifier
+    layers, layer_of = [], {}
+    for name, layer in sparsifier.layers.items():
+        plan = sparsifier.plan[name]
+        report = LayerReport(
+            name=name,
+            network=plan.info.network,
+            shape=plan.info.shape,
+            pattern="dense" if plan.exempt else plan.pattern.spec,
+            n_weights=plan.info.n_weights,
+            n_active=layer.n_active,
+            index_bytes=index_bytes(plan.info.shape, layer.n_active, plan.pattern),
+        )
+        layers.append(report)
+        for twin in (layer, *sparsifier.targets[name]):
+            layer_of[id(twin.weight)] = report
+    parameters = network_parameters(policy)
+    targets = {id(parameter) for name, members in parameters.items() if name.endswith(TARGET_SUFFIX) for parameter in members}
+    return SparsityReport(
+        algorithm=type(model).__name__,
+        policy=type(policy).__name__,
+        layers=tuple(layers),
+        networks={name: _size(members, layer_of) for name, members in parameters.items()},
+        online=_size((parameter for parameter in policy.parameters() if id(parameter) not in targets), layer_of),
+        total=_size(policy.parameters(), layer_of),
+        inference=inference_flops(policy),
+        training=training_flops(model, policy),
+        batch_size=batch_size(model),
+    )

@@ -1,0 +1,356 @@
+"""
+Binds masks, optimizers and target networks, and owns the invariants:
+
+1. Online and target weights are exactly 0.0 outside the mask after every optimizer step and every target update; so are
+   gradients at clipping time and the optimizer's moments.
+2. Every layer has exactly as many positions as planned, in a legal pattern.
+
+How: layers mask their gradients inside ``backward()``; a step post-hook on each optimizer projects the online weights; a
+target network is projected whenever its mask changes, and Polyak averaging of zeros with zeros keeps zeros.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakSet
+
+import torch as th
+from torch import nn
+
+from sb3_sparse.layers import SparseLayer
+from sb3_sparse.plan import LayerPlan
+
+#: Optimizer state that does not start at zero: state name -> (option that holds the start value, value without it).
+#: RMSpropTFLike (SB3's default for A2C) starts its mean square at one, Adagrad its sum at an option.
+_STATE_STARTS: dict[str, dict[str, tuple[str, float]]] = {
+    "RMSpropTFLike": {"square_avg": ("", 1.0)},
+    "Adagrad": {"sum": ("initial_accumulator_value", 0.0)},
+    "Rprop": {"step_size": ("lr", 0.0)},
+}
+
+
+class _AfterStep:
+    """Step post-hook of one optimizer. It knows the sparsifier weakly: a hook must not keep a network alive."""
+
+    def __init__(self, sparsifier: Sparsifier, name: str) -> None:
+        self.sparsifier = weakref.ref(sparsifier)
+        self.name = name
+
+    def __call__(self, optimizer: th.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        sparsifier = self.sparsifier()
+        if sparsifier is not None:
+            sparsifier._after_step(self.name)
+
+
+class _AfterLoad:
+    """``load_state_dict`` post-hook of one optimizer: what was loaded may be the moments of a dense network."""
+
+    def __init__(self, sparsifier: Sparsifier) -> None:
+        self.sparsifier = weakref.ref(sparsifier)
+
+    def __call__(self, optimizer: th.optim.Optimizer) -> None:
+        sparsifier = self.sparsifier()
+        if sparsifier is not None:
+            sparsifier._project_moments(optimizer)
+
+
+class Sparsifier(nn.Module):
+    """
+    A module without parameters that lives in a sparse policy as ``policy.sparsifier``; its buffers (the masks' generator
+    and one step counter per optimizer) travel in the policy's state dict.
+
+    :param layers: Sparse layers by name, masks all True.
+    :param plan: Plan by name, same keys.
+    :param targets: Layers of the target networks that follow each online layer, by the online layer's name.
+    :param optimizers: Optimizers by the name of the network that owns them.
+    :param seed: Seed of the masks' generator, in [0, 2**63).
+    """
+
+    mask_seed: th.Tensor
+    mask_draws: th.Tensor
+
+    def __init__(
+        self,
+        layers: Mapping[str, SparseLayer],
+        plan: Mapping[str, LayerPlan],
+        targets: Mapping[str, list[SparseLayer]],
+        optimizers: Mapping[str, th.optim.Optimizer],
+        seed: int,
+    ) -> None:
+        super().__init__()
+        # Plain dicts: the layers stay modules of the policy, they are not registered here a second time
+        self.layers = dict(layers)
+        self.targets = {name: list(targets.get(name, [])) for name in layers}
+        self.optimizers = dict(optimizers)
+        self.plan = dict(plan)
+        #: Planned number of positions of every layer; an updater that changes it says so to :meth:`set_masks`.
+        self.n_planned = {name: layer_plan.n_active for name, layer_plan in plan.items()}
+        self.register_buffer("mask_seed", th.tensor(seed, dtype=th.int64))
+        self.register_buffer("mask_draws", th.tensor(0, dtype=th.int64))
+        for name in optimizers:
+            self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
+        self._hooked: WeakSet[th.optim.Optimizer] = WeakSet()
+        self._owned_layers: dict[str, list[SparseLayer]] = {}
+        self.attach()
+
+    # --- What is there ---
+
+    @property
+    def networks(self) -> dict[str, list[str]]:
+        """Layer names by network, both in order of first appearance."""
+        networks: dict[str, list[str]] = {}
+        for name, layer_plan in self.plan.items():
+            networks.setdefault(layer_plan.info.network, []).append(name)
+        return networks
+
+    def masks(self) -> dict[str, th.Tensor]:
+        """Copies of the online masks, bool, by layer name."""
+        return {name: layer.weight_mask.clone() for name, layer in self.layers.items()}
+
+    def n_steps(self, optimizer: str) -> int:
+        """
+        :param optimizer: Name of an optimizer, see ``optimizers``.
+        :return: How many steps it has made, counted over saves and loads.
+        """
+        return int(self.get_buffer(f"n_steps_{optimizer}"))
+
+    def next_generator(self) -> th.Generator:
+        """
+        A CPU generator for one random decision about masks. It depends on nothing but ``mask_seed`` and how many were
+        handed out before, so it never touches torch's global stream and continues exactly after a load.
+
+        :return: A generator that no one else uses.
+        """
+        seed = (int(self.mask_seed) * 0x9E3779B97F4A7C15 + int(self.mask_draws) * 0xBF58476D1CE4E5B9) % 2**64
+        self.mask_draws += 1
+        return th.Generator().manual_seed(seed ^ (seed >> 31))
+
+    # --- Changing masks ---
+
+    def initialize(self, initial_mask: str) -> None:
+        """
+        Give every layer its first mask.
+
+        :param initial_mask: ``"random"``, or ``"magnitude"`` for the largest initial weights.
+        """
+        masks = {}
+        for name, layer in self.layers.items():
+            if self.n_planned[name] < layer.weight.numel():
+                if initial_mask == "magnitude":
+                    scores = layer.weight.detach().abs()
+                else:
+                    scores = th.rand(layer.weight.shape, generator=self.next_generator()).to(layer.weight.device)
+                masks[name] = self.plan[name].pattern.select(scores, self.plan[name].budget)
+        self.set_masks(masks)
+
+    @th.no_grad()
+    def set_masks(
+        self,
+        masks: Mapping[str, th.Tensor],
+        grown_values: Mapping[str, th.Tensor] | None = None,
+        *,
+        replan: bool = False,
+    ) -> None:
+        """
+        The one entry through which masks change. Either everything is done or, after an error, nothing.
+
+        Weights that drop out become 0.0, online and in the target, with their gradient and moments. Weights that are grown
+        get their value online; their target stays at 0.0 and follows by Polyak averaging; their moments start afresh in
+        every optimizer that owns them. Weights that stay keep value and moments.
+
+        :param masks: New masks by layer name: bool, shape of the layer's weight, any device.
+        :param grown_values: Values for grown positions by layer name: shape of the weight, read only where grown. Without
+            it they are 0.0.
+        :param replan: Allow the number of positions to change (gradual pruning); it becomes the layer's plan.
+        :raises ValueError: For unknown layers, wrong dtype or shape, layers in ``dense_layers``, masks that break the
+            layer's pattern, or another number of positions than planned without ``replan``.
+        """
+        grown_values = grown_values or {}
+        self._check_masks(masks, grown_values, replan)
+        for name, mask in masks.items():
+            layer = self.layers[name]
+            mask = mask.to(layer.weight.device)
+            grown = mask & ~layer.weight_mask
+            layer.replace_mask(mask)
+            if name in grown_values:
+                layer.weight.copy_(th.where(grown, grown_values[name].to(layer.weight), layer.weight))
+            for optimizer in self.optimizers.values():
+                self._restart_moments(optimizer, layer.weight, grown | ~mask)
+            for target in self.targets[name]:
+                target.replace_mask(mask)
+            self.n_planned[name] = layer.n_active
+
+    def _check_masks(self, masks: Mapping[str, th.Tensor], grown_values: Mapping[str, th.Tensor], replan: bool) -> None:
+        for name, mask in masks.items():
+            if name not in self.layers:
+                raise ValueError(f"`masks` names the unknown layer {name!r}; the layers are: {', '.join(self.layers)}")
+            weight, layer_plan = self.layers[name].weight, self.plan[name]
+            if mask.dtype != th.bool or mask.shape != weight.shape:
+                raise ValueError(
+                    f"the mask of layer {name!r} must be bool of shape {tuple(weight.shape)}, "
+                    f"got {mask.dtype} of shape {tuple(mask.shape)}"
+                )
+            if layer_plan.exempt and not bool(mask.all()):
+                raise ValueError(f"layer {name!r} is in `dense_layers`: its mask must stay all True")
+            if not layer_plan.pattern.is_legal(mask):
+                raise ValueError(f"the mask of layer {name!r} breaks its pattern {layer_plan.pattern.spec!r}")
+            n_active = int(mask.sum())
+            if n_active != self.n_planned[name] and not replan:
+                raise ValueError(
+                    f"the mask of layer {name!r} has {n_active} positions, planned are {self.n_planned[name]}; "
+                    "pass replan=True to change the plan"
+                )
+        for name, values in grown_values.items():
+            if name not in masks or values.shape != masks[name].shape:
+                raise ValueError(f"`grown_values` of layer {name!r} needs a mask of the same shape in `masks`")
+
+    # --- Invariants ---
+
+    def attach(self, optimizers: Mapping[str, th.optim.Optimizer] | None = None) -> None:
+        """
+        Hook the optimizers. Needed again after a copy, which loses hooks; harmless at any other time.
+
+        :param optimizers: Use these from now on, under the names they had; for whoever replaces a policy's optimizer.
+        """
+        if optimizers is not None:
+            if optimizers.keys() != self.optimizers.keys():
+                raise ValueError(f"`optimizers` must be named {sorted(self.optimizers)}, got {sorted(optimizers)}")
+            self.optimizers = dict(optimizers)
+        for name, optimizer in self.optimizers.items():
+            if optimizer not in self._hooked:
+                optimizer.register_step_post_hook(_AfterStep(self, name))
+                optimizer.register_load_state_dict_post_hook(_AfterLoad(self))
+                self._hooked.add(optimizer)
+            owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+            self._owned_layers[name] = [layer for layer in self.layers.values() if id(layer.weight) in owned]
+
+    def _after_step(self, optimizer: str) -> None:
+        getattr(self, f"n_steps_{optimizer}").add_(1)
+        sparse = [layer for layer in self._owned_layers[optimizer] if layer.mask_values is not None]
+        if sparse:
+            with th.no_grad():
+                th._foreach_mul_([layer.weight for layer in sparse], [layer.mask_values for layer in sparse])
+
+    def project(self) -> None:
+        """Project online weights, target weights and moments onto the masks, after something wrote to them from outside."""
+        for name, layer in self.layers.items():
+            layer.project()
+            for target in self.targets[name]:
+                target.project()
+        for optimizer in self.optimizers.values():
+            self._project_moments(optimizer)
+
+    def _project_moments(self, optimizer: th.optim.Optimizer) -> None:
+        for layer in self.layers.values():
+            if layer.mask_values is not None:
+                self._restart_moments(optimizer, layer.weight, ~layer.weight_mask)
+
+    @staticmethod
+    @th.no_grad()
+    def _restart_moments(optimizer: th.optim.Optimizer, weight: nn.Parameter, where: th.Tensor) -> None:
+        """Put an optimizer's state of a weight back to where it starts, at the positions ``where`` is True."""
+        starts = _STATE_STARTS.get(type(optimizer).__name__, {})
+        for key, value in _moments(optimizer, weight):
+            option, default = starts.get(key, ("", 0.0))
+            value.masked_fill_(where, float(optimizer.defaults.get(option, default)))
+
+    def violations(self) -> list[str]:
+        """
+        Check the invariants, for tests and for whoever doubts.
+
+        :return: One line for each breach; empty when all hold.
+        """
+        found = []
+        for name, layer in self.layers.items():
+            pruned = ~layer.weight_mask
+            tensors: list[tuple[str, th.Tensor | None]] = [("weight", layer.weight), ("gradient", layer.weight.grad)]
+            tensors += [("target weight", target.weight) for target in self.targets[name]]
+            for optimizer in self.optimizers.values():
+                starts = _STATE_STARTS.get(type(optimizer).__name__, {})
+                tensors += [(f"moment {key}", value) for key, value in _moments(optimizer, layer.weight) if key not in starts]
+            for what, tensor in tensors:
+                if tensor is not None and bool((tensor[pruned] != 0).any()):
+                    found.append(f"{name}: {what} is not 0 outside the mask")
+            if not layer.n_active == int(layer.weight_mask.sum()) == self.n_planned[name]:
+                found.append(f"{name}: {int(layer.weight_mask.sum())} positions, planned are {self.n_planned[name]}")
+            if not self.plan[name].pattern.is_legal(layer.weight_mask):
+                found.append(f"{name}: the mask breaks the pattern {self.plan[name].pattern.spec!r}")
+            for target in self.targets[name]:
+                if not th.equal(target.weight_mask, layer.weight_mask):
+                    found.append(f"{name}: the target's mask differs")
+        return found
+
+    # --- Loading and copying ---
+
+    def check_loadable(self, state_dict: Mapping[str, Any], paths: Mapping[str, str]) -> None:
+        """
+        Refuse a state dict that cannot be loaded, before anything is overwritten.
+
+        :param state_dict: Of the whole policy.
+        :param paths: Online layer name by every path under which a sparse layer, online or target, is in the state dict.
+        :raises RuntimeError: For weights of another shape and for masks that the layer's plan forbids, saying what to do.
+        """
+        for path, name in paths.items():
+            weight, mask = state_dict.get(f"{path}.weight"), state_dict.get(f"{path}.weight_mask")
+            expected = tuple(self.layers[name].weight.shape)
+            if weight is not None and tuple(weight.shape) != expected:
+                raise RuntimeError(
+                    f"the file's network has another architecture: {path}.weight has shape {tuple(weight.shape)} there and "
+                    f"{expected} here. Create the model with the net_arch (and features extractor) the file was made with, "
+                    "or load the file with the algorithm's load(), which reads them from it"
+                )
+            if mask is None:
+                continue
+            if self.plan[name].exempt and not bool(mask.all()):
+                raise RuntimeError(f"the file prunes layer {name!r}, which `dense_layers` keeps dense here")
+            if not self.plan[name].pattern.is_legal(mask):
+                raise RuntimeError(
+                    f"the file's mask of layer {name!r} breaks the pattern {self.plan[name].pattern.spec!r} of this policy; "
+                    "create the model with the file's `pattern`, or load the file with the algorithm's load()"
+                )
+
+    def complete(self, state_dict: dict[str, Any], paths: Mapping[str, str]) -> None:
+        """
+        Add what a dense policy's state dict lacks. A missing mask is the non-zero pattern of the weight if that is exactly
+        as planned (a sparse network that went through a dense model), otherwise the largest weights that the plan allows;
+        a target gets the mask of its online layer.
+
+        :param state_dict: Of the whole policy, changed in place.
+        :param paths: As in :meth:`check_loadable`; of one layer's paths the online ones come first.
+        """
+        masks: dict[str, th.Tensor] = {}
+        for path, name in paths.items():
+            key = f"{path}.weight_mask"
+            if name not in masks:
+                masks[name] = state_dict[key] if key in state_dict else self._derive_mask(name, state_dict.get(f"{path}.weight"))
+            state_dict.setdefault(key, masks[name])
+        for name, value in self.state_dict(prefix="sparsifier.").items():
+            state_dict.setdefault(name, value)
+
+    def _derive_mask(self, name: str, weight: th.Tensor | None) -> th.Tensor:
+        pattern, n_planned = self.plan[name].pattern, self.n_planned[name]
+        if weight is None:
+            return self.layers[name].weight_mask
+        non_zero = weight != 0
+        if int(non_zero.sum()) == n_planned and pattern.is_legal(non_zero):
+            return non_zero
+        return pattern.select(weight.abs(), pattern.budget(weight.shape, n_planned))
+
+    def after_load(self) -> None:
+        """Let the loaded masks be the plan, and project whatever else was loaded onto them."""
+        self.n_planned = {name: layer.n_active for name, layer in self.layers.items()}
+        self.attach()
+        self.project()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["_hooked"] = WeakSet()
+        return state
+
+
+def _moments(optimizer: th.optim.Optimizer, weight: nn.Parameter) -> list[tuple[str, th.Tensor]]:
+    """An optimizer's state of a weight that has one value per position. Looked up each time: loading replaces it."""
+    state = optimizer.state.get(weight, {})
+    return [(key, value) for key, value in state.items() if isinstance(value, th.Tensor) and value.shape == weight.shape]

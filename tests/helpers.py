@@ -1,0 +1,165 @@
+"""Small models of every algorithm x policy, and a watch over the invariants while they train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from sb3_contrib import CrossQ, MaskablePPO, QRDQN, RecurrentPPO, TQC
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_sparse import sparse_policy
+
+OFF_POLICY = [TD3, DDPG, SAC, TQC, CrossQ, DQN, QRDQN]
+ON_POLICY = [PPO, A2C, MaskablePPO, RecurrentPPO]
+DISCRETE = (DQN, QRDQN, MaskablePPO)
+ALGORITHMS = OFF_POLICY + ON_POLICY
+KINDS = ["Mlp", "Cnn", "MultiInput"]
+#: Every algorithm x policy that exists in stock SB3 and sb3-contrib
+SUPPORTED = [(algorithm, kind) for algorithm in ALGORITHMS for kind in KINDS if not (algorithm is CrossQ and kind != "Mlp")]
+SUPPORTED_IDS = [f"{algorithm.__name__}-{kind}" for algorithm, kind in SUPPORTED]
+IMAGE = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+
+
+class RandomEnv(gym.Env):
+    """Random observations of any space, rewards that depend on the action, episodes of ten steps."""
+
+    def __init__(self, kind: str = "Mlp", discrete: bool = False, n_inputs: int = 7) -> None:
+        vector = spaces.Box(-1, 1, (n_inputs,), np.float32)
+        self.observation_space: Any = {
+            "Mlp": vector,
+            "Cnn": IMAGE,
+            "MultiInput": spaces.Dict({"image": IMAGE, "vector": vector}),
+        }[kind]
+        self.action_space: Any = spaces.Discrete(3) if discrete else spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        self.n_steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.n_steps += 1
+        return self.observation_space.sample(), float(np.sum(action)), self.n_steps >= 10, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        return np.ones(self.action_space.n, dtype=bool)
+
+
+def policy_alias(algorithm: type[BaseAlgorithm], kind: str, *, sparse: bool = True) -> str:
+    """``SparseMlpPolicy``, ``CnnLstmPolicy``, ..."""
+    return f"{'Sparse' if sparse else ''}{kind}{'Lstm' if algorithm is RecurrentPPO else ''}Policy"
+
+
+def make_model(
+    algorithm: type[BaseAlgorithm],
+    kind: str = "Mlp",
+    *,
+    sparse: bool = True,
+    env: Any = None,
+    policy_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A small model of any algorithm; ``sparse=False`` gives its stock twin."""
+    if env is None:
+        env = RandomEnv(kind, discrete=algorithm in DISCRETE)
+    policy_kwargs = {"net_arch": [16, 12], **(policy_kwargs or {})}
+    defaults: dict[str, Any] = {"seed": 0, "device": "cpu"}
+    if issubclass(algorithm, OffPolicyAlgorithm):
+        defaults |= dict(learning_starts=20, batch_size=8, buffer_size=200, train_freq=2, gradient_steps=2)
+    elif algorithm is A2C:
+        defaults |= dict(n_steps=8)
+    else:
+        defaults |= dict(n_steps=16, batch_size=8, n_epochs=2)
+    if algorithm is RecurrentPPO:
+        policy_kwargs.setdefault("lstm_hidden_size", 8)
+    if kind != "Mlp":
+        size = {"features_dim": 24} if kind == "Cnn" else {"cnn_output_dim": 24}
+        policy_kwargs.setdefault("features_extractor_kwargs", size)
+    if algorithm in (DQN, QRDQN):
+        defaults |= dict(target_update_interval=10, tau=0.3)
+    return algorithm(policy_alias(algorithm, kind, sparse=sparse), env, policy_kwargs=policy_kwargs, **(defaults | kwargs))
+
+
+def assert_invariants(model: BaseAlgorithm) -> None:
+    """All invariants hold, right now."""
+    assert sparse_policy(model).sparsifier.violations() == []
+
+
+@contextmanager
+def watched(model: BaseAlgorithm, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int]]:
+    """
+    Check the invariants after every optimizer step, after every Polyak update and before every gradient clipping.
+
+    :return: How often each was met, so that a test can tell that it has seen any.
+    """
+    import importlib
+
+    met = {"step": 0, "polyak": 0, "clip": 0}
+    sparsifier = sparse_policy(model).sparsifier
+
+    def check(what: str) -> None:
+        met[what] += 1
+        assert sparsifier.violations() == [], f"after {what} number {met[what]}"
+
+    handles = [
+        optimizer.register_step_post_hook(lambda *_: check("step")) for optimizer in sparsifier.optimizers.values()
+    ]
+    module: Any = importlib.import_module(type(model).train.__module__)
+    if hasattr(module, "polyak_update"):
+        stock_polyak = module.polyak_update
+
+        def polyak_update(*args: Any) -> None:
+            stock_polyak(*args)
+            check("polyak")
+
+        monkeypatch.setattr(module, "polyak_update", polyak_update)
+    stock_clip = th.nn.utils.clip_grad_norm_
+
+    def clip_grad_norm_(*args: Any, **kwargs: Any) -> th.Tensor:
+        check("clip")
+        return stock_clip(*args, **kwargs)
+
+    monkeypatch.setattr(th.nn.utils, "clip_grad_norm_", clip_grad_norm_)
+    yield met
+    for handle in handles:
+        handle.remove()
+    monkeypatch.undo()
+
+
+def equal_state(first: BaseAlgorithm, second: BaseAlgorithm, *, ignore_masks: bool = False) -> bool:
+    """Whether two models hold bit-identical parameters, buffers and optimizer states."""
+
+    def flat(value: Any, path: str, out: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                flat(item, f"{path}/{key}", out)
+        elif isinstance(value, list):
+            for key, item in enumerate(value):
+                flat(item, f"{path}/{key}", out)
+        else:
+            out[path] = value
+        return out
+
+    states = [flat(model.get_parameters(), "", {}) for model in (first, second)]
+    if ignore_masks:
+        states = [
+            {key: value for key, value in state.items() if not key.endswith("weight_mask") and "/sparsifier." not in key}
+            for state in states
+        ]
+    if states[0].keys() != states[1].keys():
+        return False
+    return all(
+        th.equal(value, states[1][key]) if isinstance(value, th.Tensor) else value == states[1][key]
+        for key, value in states[0].items()
+    )

@@ -1,0 +1,130 @@
+"""The report counts what is there, and its FLOPs are torch's own at sparsity 0."""
+
+import json
+
+import pytest
+import torch as th
+from sb3_contrib import CrossQ, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from torch.utils.flop_counter import FlopCounterMode
+
+from sb3_sparse import sparsity_report
+from sb3_sparse.accounting import Flops, index_bytes
+from sb3_sparse.patterns import NofM, Unstructured
+from tests.helpers import SUPPORTED, SUPPORTED_IDS, make_model
+
+# torch's counter does not see the fused LSTM; its share is checked by hand below
+COUNTED = [pair for pair in SUPPORTED if pair[0] is not RecurrentPPO]
+COUNTED_IDS = [name for name in SUPPORTED_IDS if not name.startswith("RecurrentPPO")]
+
+
+def measured_training_flops(model) -> float:
+    """torch's own count of the real ``train()``, per gradient step."""
+    if isinstance(model, OffPolicyAlgorithm):
+        n_steps = 4  # a multiple of every policy_delay used here
+        with FlopCounterMode(display=False) as counter:
+            model.train(gradient_steps=n_steps, batch_size=model.batch_size)
+        return counter.get_total_flops() / n_steps
+    before = model.policy.sparsifier.n_steps("policy")
+    with FlopCounterMode(display=False) as counter:
+        model.train()
+    return counter.get_total_flops() / (model.policy.sparsifier.n_steps("policy") - before)
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), COUNTED, ids=COUNTED_IDS)
+def test_flops_at_sparsity_zero_equal_torchs_counter(algorithm, kind):
+    kwargs = {"policy_delay": 2} if algorithm is CrossQ else {}
+    model = make_model(algorithm, kind, policy_kwargs=dict(sparsity=0.0), **kwargs)
+    model.learn(32)
+    report = sparsity_report(model)
+    assert report.training is not None
+    assert report.training.sparse == report.training.dense == pytest.approx(measured_training_flops(model), rel=1e-12)
+    obs, _ = model.policy.obs_to_tensor(model.observation_space.sample())
+    with FlopCounterMode(display=False) as counter, th.no_grad():
+        model.policy._predict(obs, deterministic=True)
+    assert report.inference.sparse == report.inference.dense == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN, PPO])
+@pytest.mark.parametrize("share", [True, False])
+def test_flops_with_shared_and_separate_extractors(algorithm, share):
+    if algorithm is DQN and share:
+        pytest.skip("DQN has one network")
+    policy_kwargs = dict(sparsity=0.0) | ({} if algorithm is DQN else dict(share_features_extractor=share))
+    model = make_model(algorithm, "Cnn", policy_kwargs=policy_kwargs)
+    model.learn(32)
+    assert sparsity_report(model).training.dense == pytest.approx(measured_training_flops(model), rel=1e-12)
+
+
+def test_flops_of_a_hand_counted_td3():
+    model = make_model(TD3, policy_kwargs=dict(sparsity={"actor": 0.5, "critic": 0.75}, net_arch=[16]), batch_size=8)
+    report = sparsity_report(model)
+    # actor 7-16-2: 144 weights, 72 kept; each critic 9-16-1: 160 weights, 40 kept
+    assert report.inference == Flops(2 * 72, 2 * 144)
+    first = model.policy.sparsifier.layers["critic.qf0.0"].n_active
+    last = model.policy.sparsifier.layers["critic.qf0.2"].n_active
+    actor_last = model.policy.sparsifier.layers["actor.mu.2"].n_active
+    targets = 72 + 80
+    # forward, weight gradients of all layers, input gradients of all but the first
+    critic = 80 + 80 + 2 * last
+    # every second step: actor forward, its weight gradients, input gradients of its last layer, and q1 both ways in full
+    actor = 72 + 72 + actor_last + 3 * (first + last)
+    assert report.training.sparse == 2 * 8 * (targets + critic + actor / 2)
+
+
+def test_lstm_is_counted_dense():
+    model = make_model(RecurrentPPO, policy_kwargs=dict(sparsity=0.5, lstm_hidden_size=8, net_arch=[16]))
+    report = sparsity_report(model)
+    lstm = 4 * 8 * (7 + 8)
+    actor = 8 * 16 + 16 * 2
+    assert report.inference == Flops(2 * (lstm + actor / 2), 2 * (lstm + actor))
+    # The LSTMs (weights and two biases each) and log_std belong to no network but to the total
+    outside = 2 * (lstm + 2 * 4 * 8) + 2
+    assert report.online.n_parameters_dense == sum(size.n_parameters_dense for size in report.networks.values()) + outside
+
+
+@pytest.mark.parametrize(("algorithm", "kind"), SUPPORTED, ids=SUPPORTED_IDS)
+def test_sizes_add_up(algorithm, kind):
+    model = make_model(algorithm, kind, policy_kwargs=dict(sparsity=0.7))
+    report = sparsity_report(model)
+    assert report.total.n_parameters_dense == sum(parameter.numel() for parameter in model.policy.parameters())
+    non_zero = sum(int((layer.weight != 0).sum()) for layer in model.policy.sparsifier.layers.values())
+    assert report.online.n_active == non_zero == sum(layer.n_active for layer in report.layers)
+    assert report.online.sparsity == pytest.approx(0.7, abs=1e-2)
+    assert report.online.bytes_dense > report.online.bytes_with_indices > report.online.bytes
+
+
+def test_targets_are_counted_once_when_shared():
+    model = make_model(TD3, "Cnn", policy_kwargs=dict(sparsity=0.7, share_features_extractor=True))
+    report = sparsity_report(model)
+    assert report.total.n_parameters == 2 * report.online.n_parameters
+    assert set(report.networks) >= {"actor", "critic", "features_extractor", "actor (target)", "critic (target)"}
+
+
+def test_formats():
+    report = sparsity_report(make_model(A2C, policy_kwargs=dict(sparsity=0.7)))
+    table, markdown, plain = str(report), report.to_markdown(), json.loads(report.to_json())
+    for layer in report.layers:
+        assert layer.name in table
+        assert f"| {layer.name} |" in markdown
+    assert plain["online"]["bytes_with_indices"] == report.online.bytes_with_indices
+    assert [layer["n_active"] for layer in plain["layers"]] == [layer.n_active for layer in report.layers]
+    rows = [line for line in markdown.splitlines() if line]
+    assert all(row.startswith("| ") and row.endswith(" |") for row in rows)
+
+
+def test_dense_model_is_refused():
+    with pytest.raises(TypeError, match="SparseMlpPolicy"):
+        sparsity_report(make_model(TD3, sparse=False))
+
+
+def test_index_bytes():
+    # 256 x 256: bitmap 8192 bytes; 4 * 257 + 2 n for pointers and columns
+    assert index_bytes((256, 256), 32768, Unstructured()) == 8192
+    assert index_bytes((256, 256), 1000, Unstructured()) == 4 * 257 + 2000
+    assert index_bytes((2, 100_000), 100, Unstructured()) == 4 * 3 + 4 * 100
+    assert index_bytes((256, 256), 65536, Unstructured()) == 0
+    # 2:4: two bits for each of 32768 weights, as many as the bitmap has; 1:8: three bits for each of 8192
+    assert index_bytes((256, 256), 32768, NofM(2, 4)) == 8192
+    assert index_bytes((256, 256), 8192, NofM(1, 8)) == 3 * 8192 // 8
