@@ -81,7 +81,7 @@ class Pattern(ABC):
         """
         :param shape: Shape of a weight.
         :param n_active: How many positions one would like to keep.
-        :return: The legal budget nearest to it that keeps at least one position.
+        :return: The legal budget nearest to it that keeps at least one position; with blocks, nearest in every size class.
         """
 
     @abstractmethod
@@ -222,20 +222,15 @@ class Block(Pattern):
             (full_rows * full_columns, self.rows * self.columns),
             (full_rows * bool(tail_columns), self.rows * tail_columns),
             (full_columns * bool(tail_rows), tail_rows * self.columns),
-            (int(tail_rows and tail_columns), tail_rows * tail_columns),
+            (int(tail_rows > 0 and tail_columns > 0), tail_rows * tail_columns),
         ]
 
     def budget(self, shape: Sequence[int], n_active: float) -> Budget:
         sizes = self._sizes(shape)
-        density = n_active / prod(shape)
-        kept = [round(density * count) for count, _ in sizes]
-        # The class that holds most positions makes up for what rounding the others cost
+        # Every class rounds on its own, so that budgets of a falling density are nested
+        kept = [round(n_active / prod(shape) * count) for count, _ in sizes]
         main = max(range(len(sizes)), key=lambda index: prod(sizes[index]))
-        others = sum(kept[index] * size for index, (_, size) in enumerate(sizes) if index != main)
-        count, size = sizes[main]
-        kept[main] = min(max(round((n_active - others) / size), 0), count)
-        if sum(kept) == 0:
-            kept[main] = 1
+        kept[main] = max(kept[main], 1)
         return tuple(kept)
 
     def n_active(self, shape: Sequence[int], budget: Budget) -> int:

@@ -23,7 +23,7 @@ from sb3_sparse.layers import SparseLayer
 from sb3_sparse.plan import LayerPlan
 
 #: Optimizer state that does not start at zero: state name -> (option that holds the start value, value without it).
-#: RMSpropTFLike (SB3's default for A2C) starts its mean square at one, Adagrad its sum at an option.
+#: SB3's RMSpropTFLike starts its mean square at one, Adagrad its sum and Rprop its step size at an option.
 _STATE_STARTS: dict[str, dict[str, tuple[str, float]]] = {
     "RMSpropTFLike": {"square_avg": ("", 1.0)},
     "Adagrad": {"sum": ("initial_accumulator_value", 0.0)},

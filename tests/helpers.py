@@ -87,7 +87,7 @@ def make_model(
         size = {"features_dim": 24} if kind == "Cnn" else {"cnn_output_dim": 24}
         policy_kwargs.setdefault("features_extractor_kwargs", size)
     if algorithm in (DQN, QRDQN):
-        defaults |= dict(target_update_interval=10, tau=0.3)
+        defaults |= dict(target_update_interval=10, tau=0.3, max_grad_norm=1.0)
     return algorithm(policy_alias(algorithm, kind, sparse=sparse), env, policy_kwargs=policy_kwargs, **(defaults | kwargs))
 
 
