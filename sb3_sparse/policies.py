@@ -150,6 +150,20 @@ def find_optimizers(policy: nn.Module) -> dict[str, th.optim.Optimizer]:
     }
 
 
+def _constructor_parameters(policy: type[BasePolicy]) -> dict[str, inspect.Parameter]:
+    """Parameters of a policy's constructor and, as long as it hands ``**kwargs`` on, of those it extends."""
+    collected: dict[str, inspect.Parameter] = {}
+    for cls in policy.__mro__:
+        if "__init__" in vars(cls):
+            parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
+            variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            own = {parameter.name: parameter for parameter in parameters if parameter.kind not in variadic}
+            collected = {**{name: value for name, value in own.items() if name not in collected}, **collected}
+            if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return collected
+
+
 def _graph_tensors(value: Any) -> Iterator[th.Tensor]:
     """Tensors with a history that a distribution holds."""
     if isinstance(value, th.Tensor):
@@ -218,14 +232,14 @@ class SparsePolicyMixin(_PolicyBase):
 
     @classmethod
     def _check_arguments(cls, observation_space: spaces.Space, kwargs: Mapping[str, Any]) -> None:
-        stock = inspect.signature(cls.stock_policy().__init__).parameters
-        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in stock.values()):
-            known = (*SparsityConfig.argument_names(), *list(stock)[4:])
-            for name in kwargs:
-                if name not in known:
-                    close = get_close_matches(name, known, n=1)
-                    hint = f" (did you mean {close[0]!r}?)" if close else ""
-                    raise TypeError(f"unknown policy_kwargs {name!r}{hint}; {cls.__name__} takes: {', '.join(known)}")
+        stock = _constructor_parameters(cls.stock_policy())
+        # The first three, spaces and schedule, are the algorithm's to give
+        known = (*SparsityConfig.argument_names(), *list(stock)[3:])
+        for name in kwargs:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise TypeError(f"unknown policy_kwargs {name!r}{hint}; {cls.__name__} takes: {', '.join(known)}")
         extractor = kwargs.get("features_extractor_class") or stock["features_extractor_class"].default
         if isinstance(observation_space, spaces.Dict) and issubclass(extractor, (FlattenExtractor, NatureCNN)):
             raise ValueError(

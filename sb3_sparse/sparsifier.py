@@ -91,7 +91,7 @@ class Sparsifier(nn.Module):
         self.register_buffer("mask_draws", th.tensor(0, dtype=th.int64))
         for name in optimizers:
             self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
-        self._hooked: WeakSet[th.optim.Optimizer] = WeakSet()
+        self._hooked: WeakSet[th.optim.Optimizer] | None = None
         self._owned_layers: dict[str, list[SparseLayer]] = {}
         self.attach()
 
@@ -218,6 +218,8 @@ class Sparsifier(nn.Module):
             if optimizers.keys() != self.optimizers.keys():
                 raise ValueError(f"`optimizers` must be named {sorted(self.optimizers)}, got {sorted(optimizers)}")
             self.optimizers = dict(optimizers)
+        if self._hooked is None:
+            self._hooked = WeakSet()
         for name, optimizer in self.optimizers.items():
             if optimizer not in self._hooked:
                 optimizer.register_step_post_hook(_AfterStep(self, name))
@@ -345,9 +347,8 @@ class Sparsifier(nn.Module):
         self.project()
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_hooked"] = WeakSet()
-        return state
+        # Copies and pickles of optimizers have no hooks
+        return {**self.__dict__, "_hooked": None}
 
 
 def _moments(optimizer: th.optim.Optimizer, weight: nn.Parameter) -> list[tuple[str, th.Tensor]]:

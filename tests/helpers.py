@@ -137,6 +137,38 @@ def watched(model: BaseAlgorithm, monkeypatch: pytest.MonkeyPatch) -> Iterator[d
     monkeypatch.undo()
 
 
+class shuffle_masks:
+    """
+    From now on, give every layer a new random mask of the same count, with new weights of 0.01, after every ``every``-th step
+    of each optimizer: an updater at its wildest, in the middle of ``train()``.
+    """
+
+    def __init__(self, model: BaseAlgorithm, every: int = 3) -> None:
+        self.sparsifier = sparse_policy(model).sparsifier
+        self.every = every
+        self.n_changes = 0
+        self.handles = [
+            optimizer.register_step_post_hook(lambda *_, name=name: self._change(name))
+            for name, optimizer in self.sparsifier.optimizers.items()
+        ]
+
+    def _change(self, optimizer: str) -> None:
+        if self.sparsifier.n_steps(optimizer) % self.every:
+            return
+        owned = {id(weight) for group in self.sparsifier.optimizers[optimizer].param_groups for weight in group["params"]}
+        masks = {}
+        for name, plan in self.sparsifier.plan.items():
+            if id(self.sparsifier.layers[name].weight) in owned:
+                scores = th.rand(plan.info.shape, generator=self.sparsifier.next_generator())
+                masks[name] = plan.pattern.select(scores, plan.budget)
+        self.sparsifier.set_masks(masks, {name: th.full(mask.shape, 0.01) for name, mask in masks.items()})
+        self.n_changes += 1
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
 def equal_state(first: BaseAlgorithm, second: BaseAlgorithm, *, ignore_masks: bool = False) -> bool:
     """Whether two models hold bit-identical parameters, buffers and optimizer states."""
 
