@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
@@ -30,8 +30,9 @@ def to_stock(model: Model) -> Model:
     file = io.BytesIO()
     model.save(file)
     file.seek(0)
-    data, params, variables = load_from_zip_file(file, device=model.device)
+    data, loaded_params, variables = load_from_zip_file(file, device=model.device)
     assert data is not None
+    params: dict[str, Any] = dict(loaded_params)
     data["policy_class"] = policy.stock_policy()
     data["policy_kwargs"] = {
         name: value for name, value in data["policy_kwargs"].items() if name not in SparsityConfig.argument_names()

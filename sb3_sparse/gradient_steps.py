@@ -13,7 +13,7 @@ from copy import deepcopy
 from typing import Any
 
 import torch as th
-from sb3_contrib import CrossQ, MaskablePPO, QRDQN, RecurrentPPO, TQC
+from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm

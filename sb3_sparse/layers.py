@@ -107,11 +107,11 @@ class SparseLayer(nn.Module):
         return f"{super().extra_repr()}, sparsity={1 - self.n_active / self.weight.numel():.4f}"
 
 
-class SparseLinear(SparseLayer, nn.Linear):
+class SparseLinear(SparseLayer, nn.Linear):  # type: ignore[misc]  # stock annotates `weight` as a Tensor
     """``nn.Linear`` with a mask."""
 
 
-class SparseConv2d(SparseLayer, nn.Conv2d):
+class SparseConv2d(SparseLayer, nn.Conv2d):  # type: ignore[misc]
     """``nn.Conv2d`` with a mask."""
 
 

@@ -147,7 +147,9 @@ class SparsityConfig:
             if "er_epsilon" in distribution:
                 self._check_epsilons(distribution)
                 if pattern.fixed_sparsity is not None:
-                    raise ValueError(f"`distribution`=er_epsilon cannot be used with `pattern`={self.pattern!r}: N:M is uniform")
+                    raise ValueError(
+                        f"`distribution`=er_epsilon cannot be used with `pattern`={self.pattern!r}: it is uniform"
+                    )
             else:
                 for name, value in distribution.items():
                     _check_sparsity(value, f"`distribution` of layer {name!r}")
@@ -302,8 +304,8 @@ def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo]) -> dict[str, 
             density = 1.0 if layer.name in exempt else densities[layer.name]
             if density < 1 and pattern.fixed_sparsity is not None and not math.isclose(1 - density, pattern.fixed_sparsity):
                 raise ValueError(
-                    f"`distribution` gives layer {layer.name!r} a sparsity of {1 - density:g}, but `pattern`={config.pattern!r} "
-                    f"means {pattern.fixed_sparsity:g}; under an N:M pattern a layer has that sparsity or 0"
+                    f"`distribution` gives layer {layer.name!r} a sparsity of {1 - density:g}, but "
+                    f"`pattern`={config.pattern!r} means {pattern.fixed_sparsity:g}; a layer can have that sparsity or 0"
                 )
             wanted[layer.name] = float(round(density * layer.n_weights))
     else:

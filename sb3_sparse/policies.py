@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch as th
 from gymnasium import spaces
-from sb3_contrib import ARS, CrossQ, MaskablePPO, QRDQN, RecurrentPPO, TQC, TRPO
+from sb3_contrib import ARS, QRDQN, TQC, TRPO, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable import policies as maskable
 from sb3_contrib.common.recurrent import policies as recurrent
 from sb3_contrib.crossq.policies import CrossQPolicy
@@ -106,6 +106,7 @@ def find_layers(policy: nn.Module) -> list[LayerInfo]:
         keys = depths.setdefault(network, [])
         if (key := _depth_key(names[module])) not in keys:
             keys.append(key)
+        assert isinstance(module.weight, th.Tensor)
         layers.append(LayerInfo(names[module], network, tuple(module.weight.shape), keys.index(key)))
     order = list(dict.fromkeys(layer.network for layer in layers))
     return sorted(layers, key=lambda layer: (order.index(layer.network), layer.depth))
@@ -221,7 +222,7 @@ class SparsePolicyMixin(_PolicyBase):
     ) -> None:
         config = SparsityConfig(sparsity, distribution, pattern, dense_layers, initial_mask, mask_seed)
         self._check_arguments(observation_space, kwargs)
-        super().__init__(observation_space, action_space, lr_schedule, **kwargs)  # type: ignore[call-arg]
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.sparsity_config = config
         self._sparsify(config)
 
@@ -433,7 +434,7 @@ class SparseRecurrentMultiInputActorCriticPolicy(SparsePolicyMixin, recurrent.Re
 class UnsupportedTRPOPolicy(actor_critic.ActorCriticPolicy):
     """Refuses TRPO with the reason."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
             "sb3_sparse does not support TRPO: its line search computes gradients with autograd.grad and writes param.data, "
             "past every hook, so it would judge a dense step and keep a sparse one. Use PPO"
@@ -443,7 +444,7 @@ class UnsupportedTRPOPolicy(actor_critic.ActorCriticPolicy):
 class UnsupportedARSPolicy(BasePolicy):
     """Refuses ARS with the reason."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> NoReturn:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
             "sb3_sparse does not support ARS: it perturbs the whole parameter vector and has neither gradients nor an "
             "optimizer, so there is nothing a mask could be kept by"

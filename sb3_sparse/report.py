@@ -200,8 +200,8 @@ class SparsityReport:
             widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
             lines.append("")
             for row in (header, ["-" * width for width in widths], *rows):
-                cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-                lines.append("  ".join(cells))
+                numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+                lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
         return "\n".join(lines)
 
 

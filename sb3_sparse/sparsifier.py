@@ -230,10 +230,12 @@ class Sparsifier(nn.Module):
 
     def _after_step(self, optimizer: str) -> None:
         getattr(self, f"n_steps_{optimizer}").add_(1)
-        sparse = [layer for layer in self._owned_layers[optimizer] if layer.mask_values is not None]
+        sparse = [
+            (layer.weight, layer.mask_values) for layer in self._owned_layers[optimizer] if layer.mask_values is not None
+        ]
         if sparse:
             with th.no_grad():
-                th._foreach_mul_([layer.weight for layer in sparse], [layer.mask_values for layer in sparse])
+                th._foreach_mul_([weight for weight, _ in sparse], [values for _, values in sparse])
 
     def project(self) -> None:
         """Project online weights, target weights and moments onto the masks, after something wrote to them from outside."""
@@ -326,7 +328,8 @@ class Sparsifier(nn.Module):
         for path, name in paths.items():
             key = f"{path}.weight_mask"
             if name not in masks:
-                masks[name] = state_dict[key] if key in state_dict else self._derive_mask(name, state_dict.get(f"{path}.weight"))
+                weight = state_dict.get(f"{path}.weight")
+                masks[name] = state_dict[key] if key in state_dict else self._derive_mask(name, weight)
             state_dict.setdefault(key, masks[name])
         for name, value in self.state_dict(prefix="sparsifier.").items():
             state_dict.setdefault(name, value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from sb3_contrib import CrossQ, MaskablePPO, QRDQN, RecurrentPPO, TQC
+from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -112,9 +112,7 @@ def watched(model: BaseAlgorithm, monkeypatch: pytest.MonkeyPatch) -> Iterator[d
         met[what] += 1
         assert sparsifier.violations() == [], f"after {what} number {met[what]}"
 
-    handles = [
-        optimizer.register_step_post_hook(lambda *_: check("step")) for optimizer in sparsifier.optimizers.values()
-    ]
+    handles = [optimizer.register_step_post_hook(lambda *_: check("step")) for optimizer in sparsifier.optimizers.values()]
     module: Any = importlib.import_module(type(model).train.__module__)
     if hasattr(module, "polyak_update"):
         stock_polyak = module.polyak_update

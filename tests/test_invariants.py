@@ -10,7 +10,7 @@ import pytest
 import torch as th
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sb3_contrib import CrossQ, MaskablePPO, QRDQN, RecurrentPPO, TQC
+from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -173,7 +173,10 @@ def test_magnitude_masks_keep_the_largest_initial_weights():
 @pytest.mark.parametrize("algorithm", [TD3, DQN, PPO])
 def test_subprocess_environments(algorithm, monkeypatch):
     env = make_vec_env(
-        RandomEnv, n_envs=2, env_kwargs=dict(discrete=algorithm in DISCRETE), vec_env_cls=SubprocVecEnv,
+        RandomEnv,
+        n_envs=2,
+        env_kwargs=dict(discrete=algorithm in DISCRETE),
+        vec_env_cls=SubprocVecEnv,
         vec_env_kwargs=dict(start_method="fork" if sys.platform == "linux" else "spawn"),
     )
     kwargs = {} if algorithm is PPO else dict(gradient_steps=-1)
@@ -274,7 +277,8 @@ def test_to_dtype(dtype):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "backend"), [(TD3, "aot_eager"), (PPO, "aot_eager"), pytest.param(SAC, "inductor", marks=pytest.mark.expensive)]
+    ("algorithm", "backend"),
+    [(TD3, "aot_eager"), (PPO, "aot_eager"), pytest.param(SAC, "inductor", marks=pytest.mark.expensive)],
 )
 def test_compiled_policies(algorithm, backend, monkeypatch, tmp_path):
     model = make_model(algorithm, policy_kwargs=dict(sparsity=0.7))
@@ -411,7 +415,7 @@ def test_bad_masks_change_nothing(change, message):
 
 def test_grown_values_need_a_mask():
     sparsifier = small_sparsifier()
-    with pytest.raises(ValueError, match="`grown_values` of layer 'actor.mu.2' needs a mask"):
+    with pytest.raises(ValueError, match=r"`grown_values` of layer 'actor.mu.2' needs a mask"):
         sparsifier.set_masks({}, {"actor.mu.2": th.zeros(12, 16)})
 
 
