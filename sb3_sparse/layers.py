@@ -24,10 +24,12 @@ class _MaskGradient:
         self.layer = weakref.ref(layer)
 
     def __call__(self, weight: th.Tensor) -> None:
+        # Runs once per weight and backward pass: keep it lean. No no_grad() is needed, backward() runs without gradients;
+        # where it builds a graph (create_graph=True) the mask belongs into it
         layer = self.layer()
-        if layer is not None and layer.mask_values is not None and weight.grad is not None:
-            with th.no_grad():
-                weight.grad.mul_(layer.mask_values)
+        values = None if layer is None else layer.mask_values
+        if values is not None and weight.grad is not None:
+            weight.grad.mul_(values)
 
 
 class SparseLayer(nn.Module):

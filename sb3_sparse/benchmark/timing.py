@@ -1,0 +1,77 @@
+"""Interleaved timing: variants take turns in one process, so that whatever else the machine does hits all alike."""
+
+from __future__ import annotations
+
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import stable_baselines3
+import torch as th
+
+import sb3_sparse
+
+
+@dataclass(frozen=True)
+class Timing:
+    """
+    :param seconds: Median time of one call.
+    :param ratio: Median over rounds of this variant's time divided by the reference's time in the same round.
+    :param low: Lower quartile of that ratio.
+    :param high: Upper quartile of that ratio.
+    """
+
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], object]], reference: str, *, rounds: int, calls: int, warmup: int = 1
+) -> dict[str, Timing]:
+    """
+    Time several variants against one of them.
+
+    :param variants: What to call, by name.
+    :param reference: The variant that the ratios refer to.
+    :param rounds: In each round every variant is timed once, in a new random order.
+    :param calls: Calls per timing.
+    :param warmup: Untimed rounds before.
+    :return: Timing by name.
+    """
+    order = list(variants)
+    shuffler = random.Random(0)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for round_index in range(-warmup, rounds):
+        shuffler.shuffle(order)
+        for name in order:
+            start = time.perf_counter()
+            for _ in range(calls):
+                variants[name]()
+            if round_index >= 0:
+                seconds[name].append((time.perf_counter() - start) / calls)
+    timings = {}
+    for name, measured in seconds.items():
+        ratios = [own / other for own, other in zip(measured, seconds[reference], strict=True)]
+        low, ratio, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+        timings[name] = Timing(statistics.median(measured), ratio, low, high)
+    return timings
+
+
+def environment() -> str:
+    """One line that says where a measurement was taken."""
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            processor = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return (
+        f"{processor}, {th.get_num_threads()} thread(s), torch {th.__version__}, "
+        f"stable-baselines3 {stable_baselines3.__version__}, sb3-sparse {sb3_sparse.__version__}, "
+        f"Python {platform.python_version()}"
+    )
