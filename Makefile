@@ -11,7 +11,7 @@ PIP_OPTIONS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_OPTIONS)
-LINT_PATHS := sb3_sparse tests docs/conf.py
+LINT_PATHS := .
 # One thread per process: runs side by side do not fight over the cores
 export OMP_NUM_THREADS ?= 1
 
