@@ -40,10 +40,13 @@ from sb3_sparse.policies import (
     sparse_policy,
 )
 from sb3_sparse.report import SparsityReport, sparsity_report
+from sb3_sparse.topology import SET, RigL, TopologyEvent
 
 __version__ = version("sb3-sparse")
 
 __all__ = [
+    "SET",
+    "RigL",
     "SparseActorCriticCnnPolicy",
     "SparseActorCriticPolicy",
     "SparseCrossQPolicy",
@@ -72,6 +75,7 @@ __all__ = [
     "SparseTQCPolicy",
     "SparsityLogger",
     "SparsityReport",
+    "TopologyEvent",
     "register_policies",
     "sparse_policy",
     "sparsity_report",

@@ -27,8 +27,13 @@ class _MaskGradient:
         # Runs once per weight and backward pass: keep it lean. No no_grad() is needed, backward() runs without gradients;
         # where it builds a graph (create_graph=True) the mask belongs into it
         layer = self.layer()
-        values = None if layer is None else layer.mask_values
-        if values is not None and weight.grad is not None:
+        if layer is None or weight.grad is None:
+            return
+        if layer.wants_dense_gradient:
+            # Overwritten, never summed: the actor's loss comes by the critic's weights too, before the critic's own
+            layer.dense_gradient = weight.grad.detach().clone()
+        values = layer.mask_values
+        if values is not None:
             weight.grad.mul_(values)
 
 
@@ -44,6 +49,9 @@ class SparseLayer(nn.Module):
     weight: nn.Parameter
     weight_mask: th.Tensor
     mask_values: th.Tensor | None
+    #: Whether ``backward()`` leaves the gradient, as it was before masking, in ``dense_gradient``.
+    wants_dense_gradient: bool
+    dense_gradient: th.Tensor | None
 
     @classmethod
     def from_dense(cls, layer: nn.Module) -> Self:
@@ -58,6 +66,7 @@ class SparseLayer(nn.Module):
         assert isinstance(layer, cls)
         layer.register_buffer("weight_mask", th.ones_like(layer.weight, dtype=th.bool))
         layer.register_buffer("mask_values", None, persistent=False)
+        layer.wants_dense_gradient, layer.dense_gradient = False, None
         layer.refresh()
         return layer
 
@@ -96,8 +105,8 @@ class SparseLayer(nn.Module):
         self.refresh()
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has a weight of its own, and torch copies no hooks
-        state = self.__dict__.copy()
+        # A copy has a weight of its own, and torch copies no hooks; nobody has asked the copy for gradients
+        state = {**self.__dict__, "wants_dense_gradient": False, "dense_gradient": None}
         state.pop("_hooked_weight", None)
         return state
 

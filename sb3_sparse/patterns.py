@@ -103,6 +103,13 @@ class Pattern(ABC):
         """
 
     @abstractmethod
+    def budget_of(self, mask: th.Tensor) -> Budget:
+        """
+        :param mask: Boolean mask that obeys the pattern.
+        :return: The budget it was chosen with.
+        """
+
+    @abstractmethod
     def is_legal(self, mask: th.Tensor) -> bool:
         """
         :param mask: Boolean mask of a weight's shape.
@@ -126,6 +133,9 @@ class Unstructured(Pattern):
 
     def select(self, scores: th.Tensor, budget: Budget) -> th.Tensor:
         return top_mask(scores, budget[0])
+
+    def budget_of(self, mask: th.Tensor) -> Budget:
+        return (int(mask.sum()),)
 
     def is_legal(self, mask: th.Tensor) -> bool:
         return True
@@ -184,11 +194,14 @@ class NofM(Pattern):
         mask = th.zeros_like(groups, dtype=th.bool).scatter_(-1, order[..., : budget[0]], True)
         return mask.flatten(1)[:, : matrix.shape[1]].reshape(scores.shape)
 
+    def _per_group(self, mask: th.Tensor) -> th.Tensor:
+        return self._groups(mask.flatten(1).to(th.int32), 0).sum(dim=-1)
+
+    def budget_of(self, mask: th.Tensor) -> Budget:
+        return (int(self._per_group(mask).max()),)
+
     def is_legal(self, mask: th.Tensor) -> bool:
-        if bool(mask.all()):
-            return True
-        per_group = self._groups(mask.flatten(1).to(th.int32), 0).sum(dim=-1)
-        return bool((per_group <= self.n).all())
+        return bool(mask.all()) or bool((self._per_group(mask) <= self.n).all())
 
 
 @dataclass(frozen=True)
@@ -242,20 +255,40 @@ class Block(Pattern):
         padded[:rows, :columns] = matrix
         return padded.view(padded.shape[0] // self.rows, self.rows, -1, self.columns).sum(dim=(1, 3))
 
-    def select(self, scores: th.Tensor, budget: Budget) -> th.Tensor:
-        rows, columns = as_matrix_shape(scores.shape)
-        block_scores = self._block_sums(scores.flatten(1))
+    def _regions(self, shape: Sequence[int]) -> list[tuple[slice, slice]]:
+        """Where in the grid of blocks each size class lies."""
+        rows, columns = as_matrix_shape(shape)
         full_rows, full_columns = rows // self.rows, columns // self.columns
-        blocks = th.zeros_like(block_scores, dtype=th.bool)
-        regions = [
+        return [
             (slice(full_rows), slice(full_columns)),
             (slice(full_rows), slice(full_columns, None)),
             (slice(full_rows, None), slice(full_columns)),
             (slice(full_rows, None), slice(full_columns, None)),
         ]
-        for kept, region in zip(budget, regions, strict=True):
+
+    def select(self, scores: th.Tensor, budget: Budget) -> th.Tensor:
+        rows, columns = as_matrix_shape(scores.shape)
+        block_scores = self._block_sums(scores.flatten(1))
+        blocks = th.zeros_like(block_scores, dtype=th.bool)
+        for kept, region in zip(budget, self._regions(scores.shape), strict=True):
             blocks[region] = top_mask(block_scores[region], kept)
         return self._expand(blocks, rows, columns).reshape(scores.shape)
+
+    def keep_blocks(self, scores: th.Tensor, mask: th.Tensor, fraction: float) -> th.Tensor:
+        """
+        Drop the blocks of least score that exist, ``floor(fraction * blocks)`` of every size class.
+
+        :param scores: Scores, shape of the weight.
+        :param mask: Boolean mask that obeys the pattern.
+        :param fraction: Fraction of the existing blocks to drop, in [0, 1].
+        :return: Boolean mask of what stays.
+        """
+        budget = tuple(kept - int(fraction * kept) for kept in self.budget_of(mask))
+        return self.select(th.where(mask, scores, -th.inf), budget)
+
+    def budget_of(self, mask: th.Tensor) -> Budget:
+        blocks = self._block_sums(mask.flatten(1).to(th.int32)) > 0
+        return tuple(int(blocks[region].sum()) for region in self._regions(mask.shape))
 
     def _expand(self, blocks: th.Tensor, rows: int, columns: int) -> th.Tensor:
         return blocks.repeat_interleave(self.rows, 0)[:rows].repeat_interleave(self.columns, 1)[:, :columns]

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch as th
@@ -31,17 +32,18 @@ _STATE_STARTS: dict[str, dict[str, tuple[str, float]]] = {
 }
 
 
-class _AfterStep:
-    """Step post-hook of one optimizer. It knows the sparsifier weakly: a hook must not keep a network alive."""
+class _AroundStep:
+    """Step hook of one optimizer. It knows the sparsifier weakly: a hook must not keep a network alive."""
 
-    def __init__(self, sparsifier: Sparsifier, name: str) -> None:
+    def __init__(self, sparsifier: Sparsifier, name: str, method: str) -> None:
         self.sparsifier = weakref.ref(sparsifier)
         self.name = name
+        self.method = method
 
     def __call__(self, optimizer: th.optim.Optimizer, args: Any, kwargs: Any) -> None:
         sparsifier = self.sparsifier()
         if sparsifier is not None:
-            sparsifier._after_step(self.name)
+            getattr(sparsifier, self.method)(self.name)
 
 
 class _AfterLoad:
@@ -54,6 +56,62 @@ class _AfterLoad:
         sparsifier = self.sparsifier()
         if sparsifier is not None:
             sparsifier._project_moments(optimizer)
+
+
+class NetworkUpdater(Protocol):
+    """What changes the masks of a network while it trains; see :meth:`Sparsifier.bind`. Steps count from 1."""
+
+    def wants_dense_gradient(self, network: str, step: int) -> bool:
+        """Whether it needs the gradients of pruned weights at this step of the network's optimizer."""
+
+    def before_step(self, network: str, step: int) -> bool:
+        """Called before the optimizer's step. Returning False leaves the network out of that step."""
+
+    def after_step(self, network: str, step: int) -> None:
+        """Called after the optimizer's step, when the weights have been projected."""
+
+
+@dataclass(frozen=True)
+class _Binding:
+    """An updater at work on a network, with the optimizer and the layers it is about."""
+
+    updater: NetworkUpdater
+    driver: str
+    layers: list[SparseLayer]
+
+
+class UpdaterState(nn.Module):
+    """
+    What an updater remembers, as buffers made on demand, so that it is saved, loaded, moved and copied with the policy.
+    """
+
+    @staticmethod
+    def _buffer_name(network: str, key: str) -> str:
+        return f"{network}/{key}".replace(".", "~")
+
+    def get(self, network: str, key: str) -> th.Tensor | None:
+        """
+        :param network: Name of the network.
+        :param key: Name of the value, e.g. ``"n_updates"`` or ``"ever_active/actor.mu.0"``.
+        :return: The value itself, not a copy, or None.
+        """
+        return self._buffers.get(self._buffer_name(network, key))
+
+    def set(self, network: str, key: str, value: th.Tensor) -> None:
+        """
+        :param network: Name of the network.
+        :param key: Name of the value.
+        :param value: Kept as it is, not copied.
+        """
+        self.register_buffer(self._buffer_name(network, key), value)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        # What is loaded is the whole state: nothing of the old one stays
+        self._buffers.clear()
+        for key, value in state_dict.items():
+            if key.startswith(prefix):
+                self.register_buffer(key[len(prefix) :], value.clone())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Sparsifier(nn.Module):
@@ -91,6 +149,8 @@ class Sparsifier(nn.Module):
         self.register_buffer("mask_draws", th.tensor(0, dtype=th.int64))
         for name in optimizers:
             self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
+        self.updater_state = UpdaterState()
+        self.updaters: dict[str, _Binding] = {}
         self._hooked: WeakSet[th.optim.Optimizer] | None = None
         self._owned_layers: dict[str, list[SparseLayer]] = {}
         self.attach()
@@ -206,6 +266,73 @@ class Sparsifier(nn.Module):
             if name not in masks or values.shape != masks[name].shape:
                 raise ValueError(f"`grown_values` of layer {name!r} needs a mask of the same shape in `masks`")
 
+    # --- Updaters ---
+
+    def driver(self, network: str) -> str:
+        """
+        :param network: Name of a network.
+        :return: Name of the optimizer whose steps are the network's clock. A features extractor that actor and critic
+            share is trained, in stock algorithms, by the actor's.
+        :raises ValueError: For an unknown network, or one that no optimizer trains.
+        """
+        if network not in self.networks:
+            raise ValueError(f"unknown network {network!r}; the networks of this policy are: {', '.join(self.networks)}")
+        for name in self.optimizers:
+            if any(layer is self.layers[member] for member in self.networks[network] for layer in self._owned_layers[name]):
+                return name
+        raise ValueError(f"no optimizer trains network {network!r}, so its gradients cannot be seen")
+
+    def bind(self, network: str, updater: NetworkUpdater) -> None:
+        """
+        Let an updater change a network's masks, in step with the network's optimizer, until :meth:`unbind`.
+
+        :param network: Name of the network.
+        :param updater: The updater.
+        :raises ValueError: If the network already has one, is unknown, or no optimizer trains it.
+        """
+        if network in self.updaters:
+            raise ValueError(
+                f"network {network!r} already has the updater {type(self.updaters[network].updater).__name__}; "
+                f"{type(updater).__name__} cannot be a second one. Give each its own `networks`, or, after an interrupted "
+                f"training, call policy.sparsifier.unbind({network!r})"
+            )
+        layers = [self.layers[name] for name in self.networks.get(network, [])]
+        self.updaters[network] = _Binding(updater, self.driver(network), layers)
+        self.request_gradients(network)
+
+    def unbind(self, network: str) -> None:
+        """
+        :param network: Name of a network whose updater is done. Its state stays.
+        """
+        binding = self.updaters.pop(network, None)
+        for layer in binding.layers if binding is not None else ():
+            layer.wants_dense_gradient, layer.dense_gradient = False, None
+
+    def request_gradients(self, network: str) -> None:
+        """
+        Ask the layers for dense gradients if the updater wants them at the coming step.
+
+        :param network: Name of a network that has an updater.
+        """
+        binding = self.updaters[network]
+        wanted = binding.updater.wants_dense_gradient(network, self.n_steps(binding.driver) + 1)
+        for layer in binding.layers:
+            layer.wants_dense_gradient = wanted
+            if not wanted:
+                layer.dense_gradient = None
+
+    def _before_step(self, optimizer: str) -> None:
+        for network, binding in list(self.updaters.items()):
+            if binding.driver == optimizer and not binding.updater.before_step(network, self.n_steps(optimizer) + 1):
+                for layer in binding.layers:
+                    self._skip_step(layer)
+
+    @staticmethod
+    def _skip_step(layer: SparseLayer) -> None:
+        # Optimizers leave out parameters without a gradient
+        for parameter in layer.parameters():
+            parameter.grad = None
+
     # --- Invariants ---
 
     def attach(self, optimizers: Mapping[str, th.optim.Optimizer] | None = None) -> None:
@@ -222,7 +349,8 @@ class Sparsifier(nn.Module):
             self._hooked = WeakSet()
         for name, optimizer in self.optimizers.items():
             if optimizer not in self._hooked:
-                optimizer.register_step_post_hook(_AfterStep(self, name))
+                optimizer.register_step_pre_hook(_AroundStep(self, name, "_before_step"))
+                optimizer.register_step_post_hook(_AroundStep(self, name, "_after_step"))
                 optimizer.register_load_state_dict_post_hook(_AfterLoad(self))
                 self._hooked.add(optimizer)
             owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
@@ -236,6 +364,10 @@ class Sparsifier(nn.Module):
         if sparse:
             with th.no_grad():
                 th._foreach_mul_([weight for weight, _ in sparse], [values for _, values in sparse])
+        for network, binding in list(self.updaters.items()):
+            if binding.driver == optimizer:
+                binding.updater.after_step(network, self.n_steps(optimizer))
+                self.request_gradients(network)
 
     def project(self) -> None:
         """Project online weights, target weights and moments onto the masks, after something wrote to them from outside."""
@@ -332,7 +464,9 @@ class Sparsifier(nn.Module):
                 masks[name] = state_dict[key] if key in state_dict else self._derive_mask(name, weight)
             state_dict.setdefault(key, masks[name])
         for name, value in self.state_dict(prefix="sparsifier.").items():
-            state_dict.setdefault(name, value)
+            # An updater's memory is of the network it trained, which is not the one in the file
+            if not name.startswith("sparsifier.updater_state."):
+                state_dict.setdefault(name, value)
 
     def _derive_mask(self, name: str, weight: th.Tensor | None) -> th.Tensor:
         pattern, n_planned = self.plan[name].pattern, self.n_planned[name]
@@ -350,8 +484,8 @@ class Sparsifier(nn.Module):
         self.project()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies and pickles of optimizers have no hooks
-        return {**self.__dict__, "_hooked": None}
+        # Copies and pickles of optimizers have no hooks; updaters belong to a run (and lead to its model and environment)
+        return {**self.__dict__, "_hooked": None, "updaters": {}}
 
 
 def _moments(optimizer: th.optim.Optimizer, weight: nn.Parameter) -> list[tuple[str, th.Tensor]]:
