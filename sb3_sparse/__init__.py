@@ -39,6 +39,7 @@ from sb3_sparse.policies import (
     register_policies,
     sparse_policy,
 )
+from sb3_sparse.refresh import MaskRefresh
 from sb3_sparse.report import SparsityReport, sparsity_report
 from sb3_sparse.topology import SET, RigL, TopologyEvent
 
@@ -46,6 +47,7 @@ __version__ = version("sb3-sparse")
 
 __all__ = [
     "SET",
+    "MaskRefresh",
     "RigL",
     "SparseActorCriticCnnPolicy",
     "SparseActorCriticPolicy",

@@ -105,6 +105,15 @@ class UpdaterState(nn.Module):
         """
         self.register_buffer(self._buffer_name(network, key), value)
 
+    def keys_of(self, network: str, prefix: str) -> list[str]:
+        """
+        :param network: Name of the network.
+        :param prefix: Beginning of a name.
+        :return: The rest of every name that begins so.
+        """
+        beginning = self._buffer_name(network, prefix)
+        return [name[len(beginning) :] for name in self._buffers if name.startswith(beginning)]
+
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         # What is loaded is the whole state: nothing of the old one stays
         self._buffers.clear()
@@ -151,6 +160,9 @@ class Sparsifier(nn.Module):
             self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
         self.updater_state = UpdaterState()
         self.updaters: dict[str, _Binding] = {}
+        #: Initial values of the weights that the first N:M masks prune, until the first optimizer step: rules that keep a
+        #: shadow of pruned weights begin with them. By layer name, shape of the weight; not saved, not copied.
+        self.pruned_values: dict[str, th.Tensor] = {}
         self._hooked: WeakSet[th.optim.Optimizer] | None = None
         self._owned_layers: dict[str, list[SparseLayer]] = {}
         self.attach()
@@ -203,6 +215,8 @@ class Sparsifier(nn.Module):
                 else:
                     scores = th.rand(layer.weight.shape, generator=self.next_generator()).to(layer.weight.device)
                 masks[name] = self.plan[name].pattern.select(scores, self.plan[name].budget)
+                if self.plan[name].pattern.fixed_sparsity is not None:
+                    self.pruned_values[name] = layer.weight.detach().clone()
         self.set_masks(masks)
 
     @th.no_grad()
@@ -358,6 +372,8 @@ class Sparsifier(nn.Module):
 
     def _after_step(self, optimizer: str) -> None:
         getattr(self, f"n_steps_{optimizer}").add_(1)
+        if self.pruned_values:
+            self.pruned_values = {}
         sparse = [
             (layer.weight, layer.mask_values) for layer in self._owned_layers[optimizer] if layer.mask_values is not None
         ]
@@ -480,12 +496,13 @@ class Sparsifier(nn.Module):
     def after_load(self) -> None:
         """Let the loaded masks be the plan, and project whatever else was loaded onto them."""
         self.n_planned = {name: layer.n_active for name, layer in self.layers.items()}
+        self.pruned_values = {}
         self.attach()
         self.project()
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of optimizers have no hooks; updaters belong to a run (and lead to its model and environment)
-        return {**self.__dict__, "_hooked": None, "updaters": {}}
+        return {**self.__dict__, "_hooked": None, "updaters": {}, "pruned_values": {}}
 
 
 def _moments(optimizer: th.optim.Optimizer, weight: nn.Parameter) -> list[tuple[str, th.Tensor]]:

@@ -31,7 +31,7 @@ class TopologyEvent:
     :param network: Name of the network.
     :param step: Step of the network's own optimizer at which it happened, counted from 1.
     :param timestep: Environment step.
-    :param fraction: Drop fraction that was in force.
+    :param fraction: Drop fraction that was in force; of a mask refresh, the fraction of active weights that were dropped.
     :param n_dropped: Weights that existed before and do not now.
     :param n_grown: Weights that exist now and did not before.
     :param explored: Fraction of the network's prunable weights that have ever existed.
@@ -174,6 +174,9 @@ class TopologyCallback(BaseCallback):
         self._total = self.model._total_timesteps
         self._start = self._timestep_of(self.start, getattr(self.model, "learning_starts", 0))
         self._stop = self._timestep_of(self.stop, self._total)
+        if self.start is None and self.stop is None:
+            # A training that ends before gradient steps begin is no mistake of the callback's
+            self._stop = max(self._stop, self._start + 1)
         if self._stop <= self._start:
             raise ValueError(
                 f"`stop`={self.stop!r} (environment step {self._stop}) must be after `start`={self.start!r} "
