@@ -16,6 +16,8 @@ import torch as th
 from torch import nn
 from typing_extensions import Self
 
+from sb3_sparse.patterns import Pattern
+
 
 class _MaskGradient:
     """Gradient hook of one weight. It knows its layer weakly: a hook must not keep a network alive."""
@@ -49,6 +51,8 @@ class SparseLayer(nn.Module):
     weight: nn.Parameter
     weight_mask: th.Tensor
     mask_values: th.Tensor | None
+    #: Set in a layer of a target network that keeps its own largest weights instead of following the online mask.
+    own_pattern: Pattern | None
     #: Whether ``backward()`` leaves the gradient, as it was before masking, in ``dense_gradient``.
     wants_dense_gradient: bool
     dense_gradient: th.Tensor | None
@@ -67,6 +71,7 @@ class SparseLayer(nn.Module):
         layer.register_buffer("weight_mask", th.ones_like(layer.weight, dtype=th.bool))
         layer.register_buffer("mask_values", None, persistent=False)
         layer.wants_dense_gradient, layer.dense_gradient = False, None
+        layer.own_pattern = None
         layer.refresh()
         return layer
 
@@ -99,6 +104,27 @@ class SparseLayer(nn.Module):
             self.weight.masked_fill_(pruned, 0.0)
             if self.weight.grad is not None:
                 self.weight.grad.masked_fill_(pruned, 0.0)
+
+    @th.no_grad()
+    def settle(self) -> None:
+        """
+        Let a target layer that has a mask of its own keep its largest weights, as many as it had. Polyak averaging calls no
+        hook, so this happens whenever the layer is read: before a forward pass and before it is saved.
+        """
+        if self.own_pattern is not None and bool(self.weight[~self.weight_mask].any()):
+            # Of equally small weights those that exist already stay
+            scores = th.where(self.weight_mask, self.weight.abs().clamp_min(1e-37), self.weight.abs())
+            self.replace_mask(self.own_pattern.select(scores, self.own_pattern.budget_of(self.weight_mask)))
+
+    def forward(self, *inputs: Any) -> Any:
+        """The stock layer's forward pass."""
+        if self.own_pattern is not None:
+            self.settle()
+        return super().forward(*inputs)
+
+    def _save_to_state_dict(self, *args: Any) -> None:
+        self.settle()
+        super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -32,6 +32,10 @@ _STATE_STARTS: dict[str, dict[str, tuple[str, float]]] = {
 }
 
 
+#: Which masks a target network can have.
+TARGET_MASKS = ("online", "own_topk")
+
+
 class _AroundStep:
     """Step hook of one optimizer. It knows the sparsifier weakly: a hook must not keep a network alive."""
 
@@ -230,7 +234,8 @@ class Sparsifier(nn.Module):
         """
         The one entry through which masks change. Either everything is done or, after an error, nothing.
 
-        Weights that drop out become 0.0, online and in the target, with their gradient and moments. Weights that are grown
+        Weights that drop out become 0.0, online and in the target (unless it has a mask of its own, see
+        :meth:`set_target_masks`), with their gradient and moments. Weights that are grown
         get their value online; their target stays at 0.0 and follows by Polyak averaging; their moments start afresh in
         every optimizer that owns them. Weights that stay keep value and moments.
 
@@ -253,8 +258,37 @@ class Sparsifier(nn.Module):
             for optimizer in self.optimizers.values():
                 self._restart_moments(optimizer, layer.weight, grown | ~mask)
             for target in self.targets[name]:
-                target.replace_mask(mask)
+                if target.own_pattern is None:
+                    target.replace_mask(mask)
+                elif target.n_active != layer.n_active:
+                    pattern = target.own_pattern
+                    target.replace_mask(pattern.select(target.weight.abs(), pattern.budget_of(mask)))
             self.n_planned[name] = layer.n_active
+
+    def set_target_masks(self, network: str, mode: str) -> None:
+        """
+        Say which masks the target of a network has, from now on and after loading.
+
+        :param network: Name of the network; it need not have a target.
+        :param mode: ``"online"``: those of the online network, at once. ``"own_topk"``: its own largest weights, as many as
+            online (MaintainSparsity of DS-TD3, Sokar et al. 2022, algorithm 1). Polyak averaging of two topologies is denser
+            than either and calls no hook; the target is brought back to its number whenever it is read, that is before a
+            forward pass and before saving.
+        :raises ValueError: For another mode.
+        """
+        if mode not in TARGET_MASKS:
+            raise ValueError(f"`target` must be one of {', '.join(map(repr, TARGET_MASKS))}, got {mode!r}")
+        self.updater_state.set(network, "own_target", th.tensor(mode == "own_topk"))
+        self._apply_target_masks()
+
+    def _apply_target_masks(self) -> None:
+        for network, names in self.networks.items():
+            own = self.updater_state.get(network, "own_target")
+            for name in names:
+                for target in self.targets[name]:
+                    target.own_pattern = self.plan[name].pattern if own is not None and bool(own) else None
+                    if target.own_pattern is None and not th.equal(target.weight_mask, self.layers[name].weight_mask):
+                        target.replace_mask(self.layers[name].weight_mask)
 
     def _check_masks(self, masks: Mapping[str, th.Tensor], grown_values: Mapping[str, th.Tensor], replan: bool) -> None:
         for name, mask in masks.items():
@@ -418,7 +452,6 @@ class Sparsifier(nn.Module):
         for name, layer in self.layers.items():
             pruned = ~layer.weight_mask
             tensors: list[tuple[str, th.Tensor | None]] = [("weight", layer.weight), ("gradient", layer.weight.grad)]
-            tensors += [("target weight", target.weight) for target in self.targets[name]]
             for optimizer in self.optimizers.values():
                 starts = _STATE_STARTS.get(type(optimizer).__name__, {})
                 tensors += [(f"moment {key}", value) for key, value in _moments(optimizer, layer.weight) if key not in starts]
@@ -430,8 +463,21 @@ class Sparsifier(nn.Module):
             if not self.plan[name].pattern.is_legal(layer.weight_mask):
                 found.append(f"{name}: the mask breaks the pattern {self.plan[name].pattern.spec!r}")
             for target in self.targets[name]:
-                if not th.equal(target.weight_mask, layer.weight_mask):
-                    found.append(f"{name}: the target's mask differs")
+                found += [f"{name}: {breach}" for breach in self._target_violations(layer, target)]
+        return found
+
+    @staticmethod
+    def _target_violations(layer: SparseLayer, target: SparseLayer) -> list[str]:
+        target.settle()  # looking at it is reading it
+        found = []
+        if bool((target.weight[~target.weight_mask] != 0).any()):
+            found.append("target weight is not 0 outside the mask")
+        if target.own_pattern is None and not th.equal(target.weight_mask, layer.weight_mask):
+            found.append("the target's mask differs")
+        if target.n_active != layer.n_active or target.n_active != int(target.weight_mask.sum()):
+            found.append(f"the target has {int(target.weight_mask.sum())} positions, online are {layer.n_active}")
+        if target.own_pattern is not None and not target.own_pattern.is_legal(target.weight_mask):
+            found.append("the target's mask breaks the pattern")
         return found
 
     # --- Loading and copying ---
@@ -497,6 +543,7 @@ class Sparsifier(nn.Module):
         """Let the loaded masks be the plan, and project whatever else was loaded onto them."""
         self.n_planned = {name: layer.n_active for name, layer in self.layers.items()}
         self.pruned_values = {}
+        self._apply_target_masks()
         self.attach()
         self.project()
 

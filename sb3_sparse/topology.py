@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.policies import sparse_policy
 from sb3_sparse.schedules import SCHEDULES
-from sb3_sparse.sparsifier import Sparsifier
+from sb3_sparse.sparsifier import TARGET_MASKS, Sparsifier
 from sb3_sparse.updaters import SIGN_SPLITS, regrow, survivors
 
 UNITS = ("steps", "timesteps")
@@ -150,10 +150,13 @@ class TopologyCallback(BaseCallback):
         """Progress from start to stop at the present environment step, in [0, 1]; drop schedules run over it."""
         return min(max((self.model.num_timesteps - self._start) / (self._stop - self._start), 0.0), 1.0)
 
+    def _has_stopped(self) -> bool:
+        return self.stop is not None and self.model.num_timesteps >= self._stop
+
     def _is_due(self, network: str, step: int) -> bool:
-        timestep = self.model.num_timesteps
-        if timestep < self._start or (self.stop is not None and timestep >= self._stop):
-            return False
+        return self.model.num_timesteps >= self._start and not self._has_stopped() and self._on_cadence(network, step)
+
+    def _on_cadence(self, network: str, step: int) -> bool:
         if self.unit == "steps":
             return step % self.every == 0
         return self._period > int(self._state(network, "period"))
@@ -301,6 +304,10 @@ class SET(TopologyCallback):
     :param grown: Value of grown weights: ``"zero"``, or ``"init"`` for torch's default initialisation of the layer,
         uniform in +-1 / sqrt(fan_in).
     :param sign_split: See :func:`sb3_sparse.updaters.survivors`; True is ``"half"``.
+    :param target: Masks of the target network: ``"online"`` or ``"own_topk"``, see
+        :meth:`sb3_sparse.sparsifier.Sparsifier.set_target_masks`.
+    :param last_event: What happens at the first moment of an update from ``stop`` on: ``"none"``, or ``"prune_only"``: drop
+        once more and grow nothing, as DS-TD3's released code (not the paper) does.
     :param unit: Unit of ``every``.
     :param networks: Networks to update.
     :param verbose: 1 prints every event.
@@ -317,6 +324,8 @@ class SET(TopologyCallback):
         stop: float | int | None = None,
         grown: str = "zero",
         sign_split: bool | str = False,
+        target: str = "online",
+        last_event: str = "none",
         unit: str = "steps",
         networks: str | Sequence[str] | None = None,
         verbose: int = 0,
@@ -327,6 +336,12 @@ class SET(TopologyCallback):
         check_choice("drop_schedule", drop_schedule, list(SCHEDULES))
         check_choice("grown", grown, ("zero", "init"))
         check_choice("sign_split", sign_split, (True, *SIGN_SPLITS))
+        check_choice("target", target, TARGET_MASKS)
+        check_choice("last_event", last_event, ("none", "prune_only"))
+        if last_event == "prune_only" and stop is None:
+            raise ValueError("`last_event`='prune_only' needs a `stop`: without one no event is the last")
+        self.target = target
+        self.last_event = last_event
         self.drop_fraction = drop_fraction
         self.drop_schedule = drop_schedule
         self.grown = grown
@@ -337,6 +352,15 @@ class SET(TopologyCallback):
         if self.sign_split and any(spec.startswith("block") for spec in patterns):
             return f"`sign_split`={self.sign_split!r} has no meaning for whole blocks"
         return super()._refusal(network)
+
+    def _prepare(self, network: str) -> None:
+        super()._prepare(network)
+        self.sparsifier.set_target_masks(network, self.target)
+
+    def _is_due(self, network: str, step: int) -> bool:
+        if self.last_event == "prune_only" and self._has_stopped() and self._on_cadence(network, step):
+            return self.sparsifier.updater_state.get(network, "finished") is None
+        return super()._is_due(network, step)
 
     def fraction(self) -> float:
         """The drop fraction in force at the present environment step."""
@@ -354,16 +378,18 @@ class SET(TopologyCallback):
 
     @th.no_grad()
     def _update(self, network: str) -> float:
-        fraction = self.fraction()
+        fraction, finish = self.fraction(), self._has_stopped()
         masks, values = {}, {}
         for name in self._prunable(network):
             layer, pattern = self.sparsifier.layers[name], self.sparsifier.plan[name].pattern
             kept = survivors(pattern, layer.weight, layer.weight_mask, fraction, sign_split=self.sign_split)
-            masks[name] = regrow(pattern, kept, layer.weight_mask, self.growth_scores(layer))
+            masks[name] = kept if finish else regrow(pattern, kept, layer.weight_mask, self.growth_scores(layer))
             if self.grown == "init":
                 bound = layer.weight[0].numel() ** -0.5
                 values[name] = (self._random(layer) * 2 - 1) * bound
-        self.sparsifier.set_masks(masks, values)
+        self.sparsifier.set_masks(masks, values, replan=finish)
+        if finish:
+            self.sparsifier.updater_state.set(network, "finished", th.tensor(True))
         return fraction
 
 
@@ -379,6 +405,8 @@ class RigL(SET):
     :param stop: Moment from which there is none.
     :param grown: Value of grown weights.
     :param sign_split: How drops are divided between the signs.
+    :param target: Masks of the target network.
+    :param last_event: What happens from ``stop`` on.
     :param skip_step: Leave the network out of the optimizer step at which its masks change, as RLx2's code does. The
         update then comes before the step instead of after it.
     :param unit: Unit of ``every``.
@@ -397,6 +425,8 @@ class RigL(SET):
         stop: float | int | None = None,
         grown: str = "zero",
         sign_split: bool | str = False,
+        target: str = "online",
+        last_event: str = "none",
         skip_step: bool = False,
         unit: str = "steps",
         networks: str | Sequence[str] | None = None,
@@ -410,6 +440,8 @@ class RigL(SET):
             stop=stop,
             grown=grown,
             sign_split=sign_split,
+            target=target,
+            last_event=last_event,
             unit=unit,
             networks=networks,
             verbose=verbose,

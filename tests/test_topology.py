@@ -327,3 +327,75 @@ def test_bad_combinations_fail_before_training(policy_kwargs, callback, message)
 def test_dense_policies_are_refused():
     with pytest.raises(TypeError, match="not sparse"):
         make_model(TD3, sparse=False).learn(10, callback=SET(3, 0.3))
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
+@pytest.mark.parametrize("updater", [SET, RigL])
+def test_targets_with_masks_of_their_own(algorithm, updater, monkeypatch, tmp_path):
+    model = pruned_model(algorithm, tau=0.1) if algorithm is not DQN else pruned_model(algorithm)
+    sparsifier = model.policy.sparsifier
+    differed = []
+
+    def check(target, inputs, online):
+        assert int((target.weight != 0).sum()) <= online.n_active == target.n_active
+        differed.append(not th.equal(target.weight_mask, online.weight_mask))
+
+    for name, targets in sparsifier.targets.items():
+        for target in targets:
+            # After the layer's own forward pass began, so after it settled
+            target.register_forward_hook(
+                lambda target, inputs, output, online=sparsifier.layers[name]: check(target, inputs, online)
+            )
+    with watched(model, monkeypatch):
+        model.learn(80, callback=updater(2, 0.4, target="own_topk"))
+    assert any(differed)
+    # The mode outlives the callback, saving and copying
+    model.save(tmp_path / "model.zip")
+    for policy in (algorithm.load(tmp_path / "model.zip").policy, copy.deepcopy(model.policy)):
+        for targets in policy.sparsifier.targets.values():
+            for target in targets:
+                with th.no_grad():
+                    target.weight.add_(0.01)
+        assert policy.sparsifier.violations() == []
+    with watched(model, monkeypatch):
+        model.learn(24, reset_num_timesteps=False)
+    # ... until another says otherwise
+    with watched(model, monkeypatch):
+        model.learn(24, callback=SET(2, 0.2), reset_num_timesteps=False)
+    for name, targets in sparsifier.targets.items():
+        assert all(th.equal(target.weight_mask, sparsifier.layers[name].weight_mask) for target in targets)
+
+
+def test_own_topk_by_hand():
+    model = pruned_model(TD3)
+    sparsifier = model.policy.sparsifier
+    layer, (target,) = sparsifier.layers["actor.mu.2"], sparsifier.targets["actor.mu.2"]
+    sparsifier.set_target_masks("actor", "own_topk")
+    with th.no_grad():
+        target.weight.copy_(th.arange(target.weight.numel()).view_as(target.weight) + 1.0)
+    target(th.zeros(1, target.in_features))
+    kept = target.weight.flatten().nonzero().flatten().tolist()
+    assert kept == list(range(target.weight.numel() - layer.n_active, target.weight.numel()))
+    sparsifier.set_target_masks("actor", "online")
+    assert th.equal(target.weight_mask, layer.weight_mask)
+    with pytest.raises(ValueError, match="`target` must be one of 'online', 'own_topk', got 'dense'"):
+        sparsifier.set_target_masks("actor", "dense")
+
+
+@pytest.mark.parametrize("target", ["online", "own_topk"])
+def test_last_event_prunes_only_and_once(target, monkeypatch, tmp_path):
+    model = pruned_model(TD3, train_freq=1, gradient_steps=1)
+    callback = SET(5, 0.3, stop=45, last_event="prune_only", target=target, networks="critic")
+    before = dict(model.policy.sparsifier.n_planned)
+    with watched(model, monkeypatch):
+        model.learn(80, callback=callback)
+    *earlier, last = callback.events
+    assert all(event.n_grown > 0 for event in earlier)
+    assert (last.timestep, last.n_grown) == (45, 0)
+    assert last.n_dropped == sum(
+        int(0.3 * before[name]) for name in before if name.startswith("critic") and callback._prunable("critic").count(name)
+    )
+    after = model.policy.sparsifier.n_planned
+    assert sum(before.values()) - sum(after.values()) == last.n_dropped
+    with pytest.raises(ValueError, match="needs a `stop`"):
+        SET(5, 0.3, last_event="prune_only")
