@@ -7,6 +7,7 @@ algorithm of Stable-Baselines3 and sb3-contrib.
 
 from importlib.metadata import version
 
+from sb3_sparse.buffers import DynamicNStepReplayBuffer
 from sb3_sparse.callbacks import SparsityLogger
 from sb3_sparse.convert import to_stock
 from sb3_sparse.policies import (
@@ -39,7 +40,9 @@ from sb3_sparse.policies import (
     register_policies,
     sparse_policy,
 )
+from sb3_sparse.presets import preset
 from sb3_sparse.refresh import MaskRefresh
+from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.report import SparsityReport, sparsity_report
 from sb3_sparse.topology import SET, RigL, TopologyEvent
 
@@ -47,6 +50,9 @@ __version__ = version("sb3-sparse")
 
 __all__ = [
     "SET",
+    "DelayedNStep",
+    "DynamicNStepReplayBuffer",
+    "DynamicReplayCapacity",
     "MaskRefresh",
     "RigL",
     "SparseActorCriticCnnPolicy",
@@ -78,6 +84,7 @@ __all__ = [
     "SparsityLogger",
     "SparsityReport",
     "TopologyEvent",
+    "preset",
     "register_policies",
     "sparse_policy",
     "sparsity_report",

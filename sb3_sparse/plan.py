@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+from sb3_sparse.checks import require_choice
 from sb3_sparse.distributions import (
     DISTRIBUTION_HELP,
     apportion,
@@ -128,8 +129,7 @@ class SparsityConfig:
         names = [self.dense_layers] if isinstance(self.dense_layers, str) else self.dense_layers
         if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
             raise ValueError(f'`dense_layers` must be "first", "last", a layer name or a list of these, got {names!r}')
-        if self.initial_mask not in INITIAL_MASKS:
-            raise ValueError(f"`initial_mask` must be one of {', '.join(INITIAL_MASKS)}, got {self.initial_mask!r}")
+        require_choice("initial_mask", self.initial_mask, INITIAL_MASKS)
         seed = self.mask_seed
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
             raise ValueError(f"`mask_seed` must be None or an integer in [0, 2**63), got {seed!r}")

@@ -1,8 +1,25 @@
-"""Where the presets are: ``hyperparams/<method>/<algo>.yml``, in the repository and in the installed package."""
+"""
+The presets: ``hyperparams/<method>/<algo>.yml``, in the repository and in the installed package. rl-zoo3 reads the files
+themselves; :func:`preset` gives the same values to whoever makes the model in Python.
+"""
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import yaml
+from gymnasium import spaces
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.utils import LinearSchedule
+
+#: Entries that rl-zoo3 turns into environments, not into arguments of the algorithm.
+_ENVIRONMENT_KEYS = ("env_wrapper", "frame_stack", "n_envs", "normalize", "vec_env_wrapper")
 
 
 def presets_folder() -> Path:
@@ -33,3 +50,67 @@ def preset_file(method: str, algo: str) -> Path:
         known = ", ".join(available[method])
         raise ValueError(f"`algo`={algo!r} has no preset for method {method!r}; it has presets for: {known}")
     return folder / method / f"{algo}.yml"
+
+
+def _find(path: str) -> Any:
+    """What a dotted path names, e.g. ``sb3_sparse.RigL``."""
+    module, name = path.rsplit(".", 1)
+    return getattr(importlib.import_module(module), name)
+
+
+def _make_callbacks(entries: Any) -> list[BaseCallback]:
+    callbacks = []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        name, kwargs = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+        callbacks.append(_find(name)(**kwargs))
+    return callbacks
+
+
+def _make_action_noise(env: str, noise_type: str, std: float) -> NormalActionNoise:
+    if noise_type != "normal":
+        raise ValueError(f"`noise_type`={noise_type!r} is not supported by presets; supported is 'normal'")
+    made = gym.make(env)
+    action_space = made.action_space
+    made.close()
+    assert isinstance(action_space, spaces.Box)
+    return NormalActionNoise(np.zeros(action_space.shape), std * np.ones(action_space.shape))
+
+
+def preset(method: str, algo: str, env: str) -> dict[str, Any]:
+    """
+    A method's values for an algorithm and an environment, ready for Python::
+
+        values = sb3_sparse.preset("rlx2", "td3", "Hopper-v4")
+        callback, n_timesteps = values.pop("callback"), values.pop("n_timesteps")
+        model = TD3(env="Hopper-v4", **values)
+        model.learn(n_timesteps, callback=callback)
+
+    :param method: Name of the method, e.g. ``"rlx2"``.
+    :param algo: rl-zoo3's name of the algorithm, e.g. ``"td3"``.
+    :param env: Id of the environment. One that the method does not list gets its ``default``; Atari games get ``atari``, whose
+        wrappers and frame stack are the environment's and not in the result.
+    :return: The algorithm's keyword arguments (``policy`` and replay settings included, ``env`` not), and besides
+        ``callback``, a list of new callbacks, and ``n_timesteps``.
+    :raises ValueError: For an unknown method, algorithm or environment.
+    """
+    presets = yaml.safe_load(preset_file(method, algo).read_text())
+    if env not in gym.envs.registry:
+        raise ValueError(f"`env`={env!r} is unknown to gymnasium; is the package that registers it imported?")
+    is_atari = "AtariEnv" in str(gym.spec(env).entry_point)
+    key = env if env in presets else "atari" if is_atari and "atari" in presets else "default"
+    if key not in presets:
+        raise ValueError(f"`env`={env!r} has no preset of {method!r} for {algo!r}; there are: {', '.join(presets)}")
+    values = {name: value for name, value in presets[key].items() if name not in _ENVIRONMENT_KEYS}
+    values["n_timesteps"] = int(values["n_timesteps"])
+    values["callback"] = _make_callbacks(values.get("callback", []))
+    if "." in values["policy"]:
+        values["policy"] = _find(values["policy"])
+    if isinstance(rate := values.get("learning_rate"), str):
+        values["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
+    if isinstance(buffer := values.get("replay_buffer_class"), str):
+        # rl-zoo3 evaluates this entry in a namespace where this package is not imported
+        match = re.fullmatch(r"__import__\('([\w.]+)'\)\.(\w+)", buffer)
+        values["replay_buffer_class"] = _find(f"{match[1]}.{match[2]}" if match else buffer)
+    if "noise_type" in values:
+        values["action_noise"] = _make_action_noise(env, values.pop("noise_type"), values.pop("noise_std"))
+    return values

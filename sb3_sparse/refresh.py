@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import torch as th
 from torch import nn
 
+from sb3_sparse.checks import require_choice, require_positive
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.patterns import NofM
-from sb3_sparse.topology import TopologyCallback, check_choice
+from sb3_sparse.topology import TopologyCallback
 
 RULES = ("masked_grad", "ste", "sr_ste")
 
@@ -70,11 +71,8 @@ class MaskRefresh(TopologyCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(every, start=start, stop=stop, unit=unit, networks=networks, verbose=verbose)
-        check_choice("rule", rule, RULES)
-        if not isinstance(decay, (int, float)) or not decay > 0:
-            raise ValueError(f"`decay` must be a positive number, got {decay!r}")
-        self.rule = rule
-        self.decay = decay
+        self.rule = require_choice("rule", rule, RULES)
+        self.decay = require_positive("decay", decay)
         self._shadow_optimizers: dict[str, th.optim.Optimizer] = {}
 
     def _refusal(self, network: str) -> str | None:

@@ -20,6 +20,7 @@ from weakref import WeakSet
 import torch as th
 from torch import nn
 
+from sb3_sparse.checks import require_choice
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.plan import LayerPlan
 
@@ -276,8 +277,7 @@ class Sparsifier(nn.Module):
             forward pass and before saving.
         :raises ValueError: For another mode.
         """
-        if mode not in TARGET_MASKS:
-            raise ValueError(f"`target` must be one of {', '.join(map(repr, TARGET_MASKS))}, got {mode!r}")
+        require_choice("target", mode, TARGET_MASKS)
         self.updater_state.set(network, "own_target", th.tensor(mode == "own_topk"))
         self._apply_target_masks()
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_sparse.checks import require_choice, require_integer, require_positive
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.policies import sparse_policy
 from sb3_sparse.schedules import SCHEDULES
@@ -51,29 +52,7 @@ class TopologyEvent:
         return self.n_dropped + self.n_grown
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """
-    :param name: Name of the argument.
-    :param value: Its value.
-    :param allowed: What it may be.
-    :raises ValueError: If it is something else.
-    """
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def check_integer(name: str, value: Any, minimum: int) -> None:
-    """
-    :param name: Name of the argument.
-    :param value: Its value.
-    :param minimum: The least it may be.
-    :raises ValueError: If it is no integer or less.
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"`{name}` must be an integer of at least {minimum}, got {value!r}")
-
-
-def check_moment(name: str, value: Any) -> None:
+def _check_moment(name: str, value: Any) -> None:
     """
     A moment of the training: None, a fraction of it, or environment steps.
 
@@ -119,10 +98,10 @@ class TopologyCallback(BaseCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        check_integer("every", every, 1)
-        check_moment("start", start)
-        check_moment("stop", stop)
-        check_choice("unit", unit, UNITS)
+        require_integer("every", every, low=1)
+        _check_moment("start", start)
+        _check_moment("stop", stop)
+        require_choice("unit", unit, UNITS)
         if type(start) is type(stop) and start is not None and stop is not None and stop <= start:
             raise ValueError(f"`stop`={stop!r} must be after `start`={start!r}")
         self.every = every
@@ -331,18 +310,16 @@ class SET(TopologyCallback):
         verbose: int = 0,
     ) -> None:
         super().__init__(every, start=start, stop=stop, unit=unit, networks=networks, verbose=verbose)
-        if not isinstance(drop_fraction, (int, float)) or not 0 < drop_fraction < 1:
-            raise ValueError(f"`drop_fraction` must be a number in (0, 1), got {drop_fraction!r}")
-        check_choice("drop_schedule", drop_schedule, list(SCHEDULES))
-        check_choice("grown", grown, ("zero", "init"))
-        check_choice("sign_split", sign_split, (True, *SIGN_SPLITS))
-        check_choice("target", target, TARGET_MASKS)
-        check_choice("last_event", last_event, ("none", "prune_only"))
+        require_choice("drop_schedule", drop_schedule, list(SCHEDULES))
+        require_choice("grown", grown, ("zero", "init"))
+        require_choice("sign_split", sign_split, (True, *SIGN_SPLITS))
+        require_choice("target", target, TARGET_MASKS)
+        require_choice("last_event", last_event, ("none", "prune_only"))
         if last_event == "prune_only" and stop is None:
             raise ValueError("`last_event`='prune_only' needs a `stop`: without one no event is the last")
         self.target = target
         self.last_event = last_event
-        self.drop_fraction = drop_fraction
+        self.drop_fraction = require_positive("drop_fraction", drop_fraction, below=1)
         self.drop_schedule = drop_schedule
         self.grown = grown
         self.sign_split = "half" if sign_split is True else sign_split

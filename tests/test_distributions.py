@@ -229,7 +229,7 @@ def test_configs_are_json():
         (dict(dense_layers=3), "`dense_layers` must be"),
         (dict(sparsity=0.98, dense_layers=["first"]), "cannot be reached: .* at most 0.95"),
         (dict(sparsity=0.99999), "cannot be reached"),
-        (dict(initial_mask="zeros"), "`initial_mask` must be one of random, magnitude, got 'zeros'"),
+        (dict(initial_mask="zeros"), "`initial_mask` must be one of 'random', 'magnitude', got 'zeros'"),
         (dict(mask_seed=-1), "`mask_seed` must be None or an integer"),
         (dict(mask_seed=1.5), "got 1.5"),
     ],

@@ -222,7 +222,7 @@ def test_bad_input():
         MaskRefresh(10, "srste")
     with pytest.raises(ValueError, match="`decay` must be a positive number, got 0"):
         MaskRefresh(10, "sr_ste", decay=0)
-    with pytest.raises(ValueError, match="`every` must be an integer of at least 1, got 0"):
+    with pytest.raises(ValueError, match="`every` must be an integer >= 1, got 0"):
         MaskRefresh(0)
     model = make_model(TD3, policy_kwargs=dict(sparsity=0.5))
     with pytest.raises(ValueError, match=r'no network to update .*its pattern is unstructured; masks of pattern "N:M" can'):

@@ -280,8 +280,8 @@ def test_different_updaters_for_different_networks(tmp_path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: SET(0, 0.3), "`every` must be an integer of at least 1, got 0"),
-        (lambda: SET(1.5, 0.3), "`every` must be an integer of at least 1, got 1.5"),
+        (lambda: SET(0, 0.3), "`every` must be an integer >= 1, got 0"),
+        (lambda: SET(1.5, 0.3), "`every` must be an integer >= 1, got 1.5"),
         (lambda: SET(10, 0.0), r"`drop_fraction` must be a number in \(0, 1\), got 0.0"),
         (lambda: RigL(10, 1), r"`drop_fraction` must be a number in \(0, 1\), got 1"),
         (lambda: SET(10, 0.3, "cubic"), "`drop_schedule` must be one of 'constant', 'cosine', 'linear', got 'cubic'"),
