@@ -2,6 +2,7 @@
 
 import gymnasium as gym
 import pytest
+import torch as th
 import yaml
 from rl_zoo3.utils import ALGOS
 from stable_baselines3 import DQN, SAC, TD3
@@ -15,6 +16,7 @@ from sb3_sparse.presets import presets_folder
 from tests.helpers import assert_invariants
 
 FILES = sorted(presets_folder().glob("*/*.yml"))
+DENSE_METHODS = ("dense", "ds_dense", "rlx2_tiny")
 IDS = [f"{file.parent.name}-{file.stem}" for file in FILES]
 
 
@@ -28,9 +30,9 @@ def test_every_entry_can_be_made(file):
         assert isinstance(values.pop("n_timesteps"), int)
         callbacks = values.pop("callback")
         assert all(isinstance(callback, BaseCallback) for callback in callbacks)
-        assert (method == "dense") == (callbacks == [])
+        assert (method in DENSE_METHODS) == (callbacks == [])
         model = ALGOS[algo](env="CartPole-v1" if algo == "dqn" else "Pendulum-v1", _init_setup_model=False, **values)
-        assert issubclass(model.policy_class, SparsePolicyMixin) == (method != "dense")
+        assert issubclass(model.policy_class, SparsePolicyMixin) == (method not in DENSE_METHODS)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ def test_every_preset_trains(method, algo, env):
     short = dict(learning_starts=100, train_freq=1, gradient_steps=1, device="cpu", seed=0)
     model = ALGOS[algo](env=env, **(values | short))
     model.learn(130, callback=callback)
-    if method != "dense":
+    if method not in DENSE_METHODS:
         assert_invariants(model)
         assert any(name.startswith("n_steps") and value > 0 for name, value in model.policy.sparsifier.named_buffers())
 
@@ -96,6 +98,53 @@ def test_sparsities_per_environment():
             kwargs = preset("ds", algo, f"{env}-{version}")["policy_kwargs"]
             assert kwargs["distribution"] == {"er_epsilon": epsilons}
             assert kwargs["net_arch"] == [256, 256]
+
+
+@pytest.mark.parametrize("algo", ["td3", "sac"])
+@pytest.mark.parametrize("env", ["HalfCheetah", "Hopper", "Walker2d", "Ant"])
+@pytest.mark.parametrize("version", ["v4", "v5"])
+def test_tiny_networks_have_as_many_weights_as_the_sparse_ones(algo, env, version):
+    pytest.importorskip("mujoco")
+
+    def n_weights(method):
+        values = preset(method, algo, f"{env}-{version}")
+        del values["callback"], values["n_timesteps"]
+        model = ALGOS[algo](env=f"{env}-{version}", **(values | dict(buffer_size=1, device="cpu")))
+        sizes = {}
+        for network in ("actor", "critic"):
+            modules = [module for module in getattr(model.policy, network).modules() if isinstance(module, th.nn.Linear)]
+            sizes[network] = sum(int((module.weight != 0).sum()) for module in modules)
+        return sizes
+
+    tiny, sparse = n_weights("rlx2_tiny"), n_weights("rlx2")
+    # One unit more or less in each hidden layer is worth about two percent at these widths
+    assert all(tiny[network] == pytest.approx(sparse[network], rel=0.025) for network in sparse)
+
+
+@pytest.mark.parametrize(
+    ("variant", "base"), [("rlx2_static", "rlx2"), ("rlx2_set", "rlx2"), ("rlx2_rigl", "rlx2"), ("ds_static", "ds")]
+)
+@pytest.mark.parametrize("algo", ["td3", "sac"])
+def test_baselines_differ_in_callbacks_and_replay_alone(variant, base, algo):
+    varying = ("callback", "replay_buffer_class", "replay_buffer_kwargs")
+    for env in yaml.safe_load((presets_folder() / base / f"{algo}.yml").read_text()):
+        first, second = (yaml.safe_load((presets_folder() / m / f"{algo}.yml").read_text())[env] for m in (variant, base))
+        for key in varying:
+            first.pop(key, None), second.pop(key, None)
+        assert first == second
+
+
+@pytest.mark.parametrize(("variant", "pattern"), [("rnm_1_4", "1:4"), ("rnm_1_8", "1:8")])
+@pytest.mark.parametrize("algo", ["td3", "sac"])
+def test_variants_of_rnm_differ_in_the_pattern_alone(variant, pattern, algo):
+    first, second = (yaml.safe_load((presets_folder() / m / f"{algo}.yml").read_text()) for m in (variant, "rnm"))
+    for env in second:
+        assert first[env]["policy_kwargs"].pop("pattern") == pattern
+        assert second[env]["policy_kwargs"].pop("pattern") == "2:4"
+        for values in (first, second):  # entries of one anchor are one object
+            values[env]["policy_kwargs"]["pattern"] = "x"
+        assert first[env] == second[env]
+        first[env]["policy_kwargs"]["pattern"], second[env]["policy_kwargs"]["pattern"] = pattern, "2:4"
 
 
 def test_schedules_and_environment_entries():
