@@ -39,6 +39,12 @@ class _MaskGradient:
             weight.grad.mul_(values)
 
 
+def _settle_first(layer: nn.Module, inputs: Any) -> None:
+    """Forward pre-hook of target layers with masks of their own. A plain function, so that copies of a layer keep it."""
+    assert isinstance(layer, SparseLayer)
+    layer.settle()
+
+
 class SparseLayer(nn.Module):
     """
     What :class:`SparseLinear` and :class:`SparseConv2d` share. Made from a stock layer, in place, by :meth:`from_dense`.
@@ -105,6 +111,18 @@ class SparseLayer(nn.Module):
             if self.weight.grad is not None:
                 self.weight.grad.masked_fill_(pruned, 0.0)
 
+    def keep_own_mask(self, pattern: Pattern | None) -> None:
+        """
+        :param pattern: From now on keep the largest weights that this pattern allows, see :meth:`settle`; None: follow the
+            online mask again.
+        """
+        self.own_pattern = pattern
+        for key, hook in list(self._forward_pre_hooks.items()):
+            if hook is _settle_first:
+                del self._forward_pre_hooks[key]
+        if pattern is not None:
+            self.register_forward_pre_hook(_settle_first)
+
     @th.no_grad()
     def settle(self) -> None:
         """
@@ -115,12 +133,6 @@ class SparseLayer(nn.Module):
             # Of equally small weights those that exist already stay
             scores = th.where(self.weight_mask, self.weight.abs().clamp_min(1e-37), self.weight.abs())
             self.replace_mask(self.own_pattern.select(scores, self.own_pattern.budget_of(self.weight_mask)))
-
-    def forward(self, *inputs: Any) -> Any:
-        """The stock layer's forward pass."""
-        if self.own_pattern is not None:
-            self.settle()
-        return super().forward(*inputs)
 
     def _save_to_state_dict(self, *args: Any) -> None:
         self.settle()

@@ -286,7 +286,7 @@ class Sparsifier(nn.Module):
             own = self.updater_state.get(network, "own_target")
             for name in names:
                 for target in self.targets[name]:
-                    target.own_pattern = self.plan[name].pattern if own is not None and bool(own) else None
+                    target.keep_own_mask(self.plan[name].pattern if own is not None and bool(own) else None)
                     if target.own_pattern is None and not th.equal(target.weight_mask, self.layers[name].weight_mask):
                         target.replace_mask(self.layers[name].weight_mask)
 
