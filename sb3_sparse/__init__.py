@@ -10,6 +10,7 @@ from importlib.metadata import version
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
 from sb3_sparse.callbacks import SparsityLogger
 from sb3_sparse.convert import to_stock
+from sb3_sparse.growth import SET, RigL
 from sb3_sparse.policies import (
     SparseActorCriticCnnPolicy,
     SparseActorCriticPolicy,
@@ -44,7 +45,7 @@ from sb3_sparse.presets import preset
 from sb3_sparse.refresh import MaskRefresh
 from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.report import SparsityReport, sparsity_report
-from sb3_sparse.topology import SET, RigL, TopologyEvent
+from sb3_sparse.topology import TopologyEvent
 
 __version__ = version("sb3-sparse")
 

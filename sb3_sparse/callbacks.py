@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_sparse.policies import TARGET_SUFFIX, sparse_policy
+from sb3_sparse.discovery import TARGET_SUFFIX
+from sb3_sparse.policies import sparse_policy
 from sb3_sparse.report import SparsityReport, sparsity_report
 
 

@@ -10,8 +10,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from sb3_sparse.accounting import Flops, index_bytes
+from sb3_sparse.discovery import TARGET_SUFFIX, network_parameters
 from sb3_sparse.gradient_steps import batch_size, inference_flops, training_flops
-from sb3_sparse.policies import TARGET_SUFFIX, network_parameters, sparse_policy
+from sb3_sparse.policies import sparse_policy
 
 BYTES_PER_VALUE = 4  # fp32
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakSet
 
 import torch as th
 from torch import nn
 
+from sb3_sparse.binding import Binding, NetworkUpdater, UpdaterState
 from sb3_sparse.checks import require_choice
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.plan import LayerPlan
@@ -63,75 +63,10 @@ class _AfterLoad:
             sparsifier._project_moments(optimizer)
 
 
-class NetworkUpdater(Protocol):
-    """What changes the masks of a network while it trains; see :meth:`Sparsifier.bind`. Steps count from 1."""
-
-    def wants_dense_gradient(self, network: str, step: int) -> bool:
-        """Whether it needs the gradients of pruned weights at this step of the network's optimizer."""
-
-    def before_step(self, network: str, step: int) -> bool:
-        """Called before the optimizer's step. Returning False leaves the network out of that step."""
-
-    def after_step(self, network: str, step: int) -> None:
-        """Called after the optimizer's step, when the weights have been projected."""
-
-
-@dataclass(frozen=True)
-class _Binding:
-    """An updater at work on a network, with the optimizer and the layers it is about."""
-
-    updater: NetworkUpdater
-    driver: str
-    layers: list[SparseLayer]
-
-
-class UpdaterState(nn.Module):
-    """
-    What an updater remembers, as buffers made on demand, so that it is saved, loaded, moved and copied with the policy.
-    """
-
-    @staticmethod
-    def _buffer_name(network: str, key: str) -> str:
-        return f"{network}/{key}".replace(".", "~")
-
-    def get(self, network: str, key: str) -> th.Tensor | None:
-        """
-        :param network: Name of the network.
-        :param key: Name of the value, e.g. ``"n_updates"`` or ``"ever_active/actor.mu.0"``.
-        :return: The value itself, not a copy, or None.
-        """
-        return self._buffers.get(self._buffer_name(network, key))
-
-    def set(self, network: str, key: str, value: th.Tensor) -> None:
-        """
-        :param network: Name of the network.
-        :param key: Name of the value.
-        :param value: Kept as it is, not copied.
-        """
-        self.register_buffer(self._buffer_name(network, key), value)
-
-    def keys_of(self, network: str, prefix: str) -> list[str]:
-        """
-        :param network: Name of the network.
-        :param prefix: Beginning of a name.
-        :return: The rest of every name that begins so.
-        """
-        beginning = self._buffer_name(network, prefix)
-        return [name[len(beginning) :] for name in self._buffers if name.startswith(beginning)]
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        # What is loaded is the whole state: nothing of the old one stays
-        self._buffers.clear()
-        for key, value in state_dict.items():
-            if key.startswith(prefix):
-                self.register_buffer(key[len(prefix) :], value.clone())
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-
 class Sparsifier(nn.Module):
     """
-    A module without parameters that lives in a sparse policy as ``policy.sparsifier``; its buffers (the masks' generator
-    and one step counter per optimizer) travel in the policy's state dict.
+    A module without parameters that lives in a sparse policy as ``policy.sparsifier``; its buffers (the masks' generator, one
+    step counter per optimizer, and what updaters remember) travel in the policy's state dict.
 
     :param layers: Sparse layers by name, masks all True.
     :param plan: Plan by name, same keys.
@@ -164,7 +99,7 @@ class Sparsifier(nn.Module):
         for name in optimizers:
             self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
         self.updater_state = UpdaterState()
-        self.updaters: dict[str, _Binding] = {}
+        self.updaters: dict[str, Binding] = {}
         #: Initial values of the weights that the first N:M masks prune, until the first optimizer step: rules that keep a
         #: shadow of pruned weights begin with them. By layer name, shape of the weight; not saved, not copied.
         self.pruned_values: dict[str, th.Tensor] = {}
@@ -345,7 +280,7 @@ class Sparsifier(nn.Module):
                 f"training, call policy.sparsifier.unbind({network!r})"
             )
         layers = [self.layers[name] for name in self.networks.get(network, [])]
-        self.updaters[network] = _Binding(updater, self.driver(network), layers)
+        self.updaters[network] = Binding(updater, self.driver(network), layers)
         self.request_gradients(network)
 
     def unbind(self, network: str) -> None:
