@@ -129,7 +129,7 @@ class SparseLayer(nn.Module):
         Let a target layer that has a mask of its own keep its largest weights, as many as it had. Polyak averaging calls no
         hook, so this happens whenever the layer is read: before a forward pass and before it is saved.
         """
-        if self.own_pattern is not None and bool(self.weight[~self.weight_mask].any()):
+        if self.own_pattern is not None and bool(((self.weight != 0) & ~self.weight_mask).any()):
             # Of equally small weights those that exist already stay
             scores = th.where(self.weight_mask, self.weight.abs().clamp_min(1e-37), self.weight.abs())
             self.replace_mask(self.own_pattern.select(scores, self.own_pattern.budget_of(self.weight_mask)))

@@ -49,7 +49,8 @@ def top_mask(scores: th.Tensor, n_keep: int) -> th.Tensor:
         return th.ones_like(scores, dtype=th.bool)
     if n_keep == 0:
         return th.zeros_like(scores, dtype=th.bool)
-    threshold = flat.topk(n_keep, sorted=True).values[-1]
+    # Selecting one value is several times faster than sorting the highest ones
+    threshold = flat.kthvalue(flat.numel() - n_keep + 1).values
     mask = flat > threshold
     ties = (flat == threshold).nonzero().flatten()
     mask[ties[: n_keep - int(mask.sum())]] = True
