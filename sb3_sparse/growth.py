@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch as th
 
 from sb3_sparse.checks import require_choice, require_positive
 from sb3_sparse.layers import SparseLayer
+from sb3_sparse.moments import can_fade, fade, moments_of
 from sb3_sparse.schedules import SCHEDULES
 from sb3_sparse.sparsifier import TARGET_MASKS
 from sb3_sparse.topology import TopologyCallback
@@ -31,6 +32,9 @@ class SET(TopologyCallback):
     :param grown: Value of grown weights: ``"zero"``, or ``"init"`` for torch's default initialisation of the layer,
         uniform in +-1 / sqrt(fan_in).
     :param sign_split: See :func:`sb3_sparse.updaters.survivors`; True is ``"half"``.
+    :param moments: Optimizer moments of grown weights: ``"reset"``: they start afresh. ``"keep"``: a weight that existed
+        before has those it had when it was dropped, faded by as many steps with a zero gradient, which is what RLx2's
+        released code amounts to; with Adam, AdamW, SGD and RMSprop.
     :param target: Masks of the target network: ``"online"`` or ``"own_topk"``, see
         :meth:`sb3_sparse.sparsifier.Sparsifier.set_target_masks`.
     :param last_event: What happens at the first moment of an update from ``stop`` on: ``"none"``, or ``"prune_only"``: drop
@@ -51,6 +55,7 @@ class SET(TopologyCallback):
         stop: float | int | None = None,
         grown: str = "zero",
         sign_split: bool | str = False,
+        moments: str = "reset",
         target: str = "online",
         last_event: str = "none",
         unit: str = "steps",
@@ -65,6 +70,7 @@ class SET(TopologyCallback):
         require_choice("last_event", last_event, ("none", "prune_only"))
         if last_event == "prune_only" and stop is None:
             raise ValueError("`last_event`='prune_only' needs a `stop`: without one no event is the last")
+        self.moments = require_choice("moments", moments, ("reset", "keep"))
         self.target = target
         self.last_event = last_event
         self.drop_fraction = require_positive("drop_fraction", drop_fraction, below=1)
@@ -76,7 +82,16 @@ class SET(TopologyCallback):
         patterns = {self.sparsifier.plan[name].pattern.spec for name in self._prunable(network)}
         if self.sign_split and any(spec.startswith("block") for spec in patterns):
             return f"`sign_split`={self.sign_split!r} has no meaning for whole blocks"
-        return super()._refusal(network)
+        return super()._refusal(network) or self._refuse_optimizer(network)
+
+    def _refuse_optimizer(self, network: str) -> str | None:
+        optimizer = self._optimizer(network)
+        if self.moments == "keep" and not can_fade(optimizer):
+            return f"`moments`='keep' needs Adam, AdamW, SGD or RMSprop, its optimizer is {type(optimizer).__name__}"
+        return None
+
+    def _optimizer(self, network: str) -> th.optim.Optimizer:
+        return self.sparsifier.optimizers[self.sparsifier.driver(network)]
 
     def _prepare(self, network: str) -> None:
         super()._prepare(network)
@@ -112,10 +127,43 @@ class SET(TopologyCallback):
             if self.grown == "init":
                 bound = layer.weight[0].numel() ** -0.5
                 values[name] = (self._random(layer) * 2 - 1) * bound
+        if self.moments == "keep":
+            self._remember_moments(network, masks)
+        before = {name: self.sparsifier.layers[name].weight_mask.clone() for name in masks}
         self.sparsifier.set_masks(masks, values, replan=finish)
+        if self.moments == "keep":
+            self._recall_moments(network, before)
         if finish:
             self.sparsifier.updater_state.set(network, "finished", th.tensor(True))
         return fraction
+
+    #: Steps of its optimizer at which a network is left out, per update.
+    _n_skipped = 0
+
+    def _remember_moments(self, network: str, masks: Mapping[str, th.Tensor]) -> None:
+        """Let what is remembered fade by the steps since the last update, and add the moments of weights about to drop out."""
+        state, optimizer = self.sparsifier.updater_state, self._optimizer(network)
+        now = self.sparsifier.n_steps(self.sparsifier.driver(network))
+        last = state.get(network, "remembered_at")
+        n_steps = 0 if last is None else now - int(last) - self._n_skipped
+        state.set(network, "remembered_at", th.tensor(now))
+        for name, mask in masks.items():
+            layer = self.sparsifier.layers[name]
+            for key, moment in moments_of(optimizer, layer.weight):
+                memory = state.get(network, f"memory/{name}/{key}")
+                if memory is None:
+                    memory = th.zeros_like(moment)
+                    state.set(network, f"memory/{name}/{key}", memory)
+                memory.mul_(fade(optimizer, key, n_steps))
+                memory.copy_(th.where(layer.weight_mask & ~mask, moment, memory))
+
+    def _recall_moments(self, network: str, before: Mapping[str, th.Tensor]) -> None:
+        """Give grown weights the moments that are remembered of them."""
+        for name, old in before.items():
+            layer = self.sparsifier.layers[name]
+            for key, moment in moments_of(self._optimizer(network), layer.weight):
+                memory = self._state(network, f"memory/{name}/{key}")
+                moment.copy_(th.where(layer.weight_mask & ~old, memory, moment))
 
 
 class RigL(SET):
@@ -130,6 +178,7 @@ class RigL(SET):
     :param stop: Moment from which there is none.
     :param grown: Value of grown weights.
     :param sign_split: How drops are divided between the signs.
+    :param moments: Optimizer moments of grown weights.
     :param target: Masks of the target network.
     :param last_event: What happens from ``stop`` on.
     :param skip_step: Leave the network out of the optimizer step at which its masks change, as RLx2's code does. The
@@ -150,6 +199,7 @@ class RigL(SET):
         stop: float | int | None = None,
         grown: str = "zero",
         sign_split: bool | str = False,
+        moments: str = "reset",
         target: str = "online",
         last_event: str = "none",
         skip_step: bool = False,
@@ -165,6 +215,7 @@ class RigL(SET):
             stop=stop,
             grown=grown,
             sign_split=sign_split,
+            moments=moments,
             target=target,
             last_event=last_event,
             unit=unit,
@@ -172,6 +223,7 @@ class RigL(SET):
             verbose=verbose,
         )
         self.skip_step = skip_step
+        self._n_skipped = int(skip_step)
 
     def wants_dense_gradient(self, network: str, step: int) -> bool:
         """Only at steps at which an update may be due: copies of gradients cost time."""

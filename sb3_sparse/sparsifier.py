@@ -22,16 +22,8 @@ from torch import nn
 from sb3_sparse.binding import Binding, NetworkUpdater, UpdaterState
 from sb3_sparse.checks import require_choice
 from sb3_sparse.layers import SparseLayer
+from sb3_sparse.moments import moments_of, restart_moments, starts_elsewhere
 from sb3_sparse.plan import LayerPlan
-
-#: Optimizer state that does not start at zero: state name -> (option that holds the start value, value without it).
-#: SB3's RMSpropTFLike starts its mean square at one, Adagrad its sum and Rprop its step size at an option.
-_STATE_STARTS: dict[str, dict[str, tuple[str, float]]] = {
-    "RMSpropTFLike": {"square_avg": ("", 1.0)},
-    "Adagrad": {"sum": ("initial_accumulator_value", 0.0)},
-    "Rprop": {"step_size": ("lr", 0.0)},
-}
-
 
 #: Which masks a target network can have.
 TARGET_MASKS = ("online", "own_topk")
@@ -192,7 +184,7 @@ class Sparsifier(nn.Module):
             if name in grown_values:
                 layer.weight.copy_(th.where(grown, grown_values[name].to(layer.weight), layer.weight))
             for optimizer in self.optimizers.values():
-                self._restart_moments(optimizer, layer.weight, grown | ~mask)
+                restart_moments(optimizer, layer.weight, grown | ~mask)
             for target in self.targets[name]:
                 if target.own_pattern is None:
                     target.replace_mask(mask)
@@ -366,16 +358,7 @@ class Sparsifier(nn.Module):
     def _project_moments(self, optimizer: th.optim.Optimizer) -> None:
         for layer in self.layers.values():
             if layer.mask_values is not None:
-                self._restart_moments(optimizer, layer.weight, ~layer.weight_mask)
-
-    @staticmethod
-    @th.no_grad()
-    def _restart_moments(optimizer: th.optim.Optimizer, weight: nn.Parameter, where: th.Tensor) -> None:
-        """Put an optimizer's state of a weight back to where it starts, at the positions ``where`` is True."""
-        starts = _STATE_STARTS.get(type(optimizer).__name__, {})
-        for key, value in _moments(optimizer, weight):
-            option, default = starts.get(key, ("", 0.0))
-            value.masked_fill_(where, float(optimizer.defaults.get(option, default)))
+                restart_moments(optimizer, layer.weight, ~layer.weight_mask)
 
     def violations(self) -> list[str]:
         """
@@ -388,8 +371,11 @@ class Sparsifier(nn.Module):
             pruned = ~layer.weight_mask
             tensors: list[tuple[str, th.Tensor | None]] = [("weight", layer.weight), ("gradient", layer.weight.grad)]
             for optimizer in self.optimizers.values():
-                starts = _STATE_STARTS.get(type(optimizer).__name__, {})
-                tensors += [(f"moment {key}", value) for key, value in _moments(optimizer, layer.weight) if key not in starts]
+                tensors += [
+                    (f"moment {key}", value)
+                    for key, value in moments_of(optimizer, layer.weight)
+                    if not starts_elsewhere(optimizer, key)
+                ]
             for what, tensor in tensors:
                 if tensor is not None and bool((tensor[pruned] != 0).any()):
                     found.append(f"{name}: {what} is not 0 outside the mask")
@@ -485,9 +471,3 @@ class Sparsifier(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of optimizers have no hooks; updaters belong to a run (and lead to its model and environment)
         return {**self.__dict__, "_hooked": None, "updaters": {}, "pruned_values": {}}
-
-
-def _moments(optimizer: th.optim.Optimizer, weight: nn.Parameter) -> list[tuple[str, th.Tensor]]:
-    """An optimizer's state of a weight that has one value per position. Looked up each time: loading replaces it."""
-    state = optimizer.state.get(weight, {})
-    return [(key, value) for key, value in state.items() if isinstance(value, th.Tensor) and value.shape == weight.shape]

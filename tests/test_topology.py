@@ -8,7 +8,7 @@ import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.logger import configure
+from stable_baselines3.common.logger import Logger, configure
 
 from sb3_sparse import SET, RigL, sparse_policy
 from tests.helpers import ALGORITHMS, assert_invariants, equal_state, make_model, watched
@@ -399,3 +399,59 @@ def test_last_event_prunes_only_and_once(target, monkeypatch, tmp_path):
     assert sum(before.values()) - sum(after.values()) == last.n_dropped
     with pytest.raises(ValueError, match="needs a `stop`"):
         SET(5, 0.3, last_event="prune_only")
+
+
+@pytest.mark.parametrize("skip_step", [False, True])
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [(th.optim.Adam, {}), (th.optim.AdamW, dict(amsgrad=True)), (th.optim.SGD, dict(momentum=0.9)), (th.optim.RMSprop, {})],
+)
+def test_kept_moments_are_those_of_masked_gradients(optimizer_class, options, skip_step, tmp_path):
+    """The reference is RLx2's way: mask the gradients and never touch the moments."""
+    model = pruned_model(TD3, policy_kwargs=dict(optimizer_class=optimizer_class, optimizer_kwargs=options))
+    sparsifier = model.policy.sparsifier
+    layer, optimizer = sparsifier.layers["critic.qf0.2"], sparsifier.optimizers["critic"]
+    callback = RigL(4, 0.5, "constant", start=0, moments="keep", skip_step=skip_step, networks="critic")
+    model.set_logger(Logger(None, []))
+    callback.init_callback(model)
+    model._total_timesteps = 1000
+    callback.on_training_start({}, {})
+    twin = th.nn.Parameter(layer.weight.detach().clone())
+    reference = optimizer_class([twin], **{"lr": model.learning_rate, **options})
+    generator = th.Generator().manual_seed(0)
+    ever_regrown = 0
+    seen_dropped = th.zeros_like(layer.weight_mask)
+    for step in range(1, 41):
+        gradient = th.randn(layer.weight.shape, generator=generator)
+        mask = layer.weight_mask.clone()
+        optimizer.zero_grad()
+        sum(
+            (other.weight * gradient if other is layer else other.weight).sum() for other in sparsifier.layers.values()
+        ).backward()
+        optimizer.step()
+        if not (skip_step and step % 4 == 0):
+            twin.grad = gradient * mask
+            reference.step()
+        new = layer.weight_mask
+        ever_regrown += int((new & ~mask & seen_dropped).sum())
+        seen_dropped |= mask & ~new
+        for key, value in reference.state[twin].items():
+            if value.shape == new.shape:
+                assert th.allclose(optimizer.state[layer.weight][key][new], value[new], rtol=1e-4, atol=1e-7), (step, key)
+        assert sparsifier.violations() == []
+    assert ever_regrown > 20
+
+
+def test_kept_moments_need_a_known_optimizer():
+    model = pruned_model(TD3, policy_kwargs=dict(optimizer_class=th.optim.Adagrad))
+    with pytest.raises(ValueError, match="`moments`='keep' needs Adam, AdamW, SGD or RMSprop, its optimizer is Adagrad"):
+        model.learn(30, callback=SET(3, 0.3, moments="keep", networks="actor"))
+    with pytest.raises(ValueError, match="`moments` must be one of 'reset', 'keep', got 'warm'"):
+        SET(3, 0.3, moments="warm")
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, PPO])
+def test_kept_moments_in_training(algorithm, monkeypatch):
+    model = pruned_model(algorithm)
+    with watched(model, monkeypatch):
+        model.learn(96, callback=RigL(2, 0.4, moments="keep"))
