@@ -96,10 +96,13 @@ class SET(TopologyCallback):
     def _prepare(self, network: str) -> None:
         super()._prepare(network)
         self.sparsifier.set_target_masks(network, self.target)
+        state = self.sparsifier.updater_state
+        if state.get(network, "finished") is None or not self._has_stopped():
+            state.set(network, "finished", th.tensor(False))
 
     def _is_due(self, network: str, step: int) -> bool:
         if self.last_event == "prune_only" and self._has_stopped() and self._on_cadence(network, step):
-            return self.sparsifier.updater_state.get(network, "finished") is None
+            return not bool(self._state(network, "finished"))
         return super()._is_due(network, step)
 
     def fraction(self) -> float:
@@ -134,7 +137,7 @@ class SET(TopologyCallback):
         if self.moments == "keep":
             self._recall_moments(network, before)
         if finish:
-            self.sparsifier.updater_state.set(network, "finished", th.tensor(True))
+            self._state(network, "finished").fill_(True)
         return fraction
 
     #: Steps of its optimizer at which a network is left out, per update.

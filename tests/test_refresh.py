@@ -156,7 +156,7 @@ def test_a_pruned_weight_comes_back_with_its_value():
         layer.weight[0, : (position[1] // 4) * 4 + 4] *= 1e-3  # what is active there falls behind it
     callback._act("actor", 1)
     assert layer.weight_mask[position]
-    assert float(layer.weight[position]) == value
+    assert layer.weight[position].item() == value
     assert_invariants(model)
 
 
