@@ -9,6 +9,8 @@ from sb3_contrib import CrossQ
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import SET, RigL, sparse_policy
 from tests.helpers import ALGORITHMS, assert_invariants, equal_state, make_model, watched
@@ -455,3 +457,40 @@ def test_kept_moments_in_training(algorithm, monkeypatch):
     model = pruned_model(algorithm)
     with watched(model, monkeypatch):
         model.learn(96, callback=RigL(2, 0.4, moments="keep"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: SET(2, 0.3, grown="init", target="own_topk"),
+        lambda: RigL(2, 0.3, moments="keep"),
+        lambda: RigL(2, 0.3, skip_step=True),
+        lambda: RigL(8, 0.3, unit="timesteps"),
+    ],
+    ids=["SET-own_topk", "RigL-keep", "RigL-skip", "RigL-timesteps"],
+)
+@pytest.mark.parametrize("algorithm", [TD3, SAC, PPO])
+def test_resume_continues_exactly(algorithm, make, tmp_path):
+    model = pruned_model(algorithm)
+    model.learn(64, callback=make())
+    model.save(tmp_path / "model.zip")
+    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
+    assert equal_state(model, loaded)
+    events = []
+    for one in (model, loaded):
+        off_policy = isinstance(one, OffPolicyAlgorithm)
+        buffer = "replay_buffer" if off_policy else "rollout_buffer"
+        setattr(one, buffer, getattr(model, buffer))
+        one.set_logger(Logger(None, []))
+        one._total_timesteps = 128
+        callback = make()
+        callback.init_callback(one)
+        callback.on_training_start({}, {})
+        one.num_timesteps = 80
+        callback.on_step()
+        set_random_seed(3)
+        one.train(gradient_steps=8, batch_size=8) if off_policy else one.train()
+        events.append(callback.events)
+        callback.on_training_end()
+    assert events[0] == events[1] != []
+    assert equal_state(model, loaded)
