@@ -14,6 +14,8 @@ from gymnasium import spaces
 from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse import sparse_policy
@@ -133,6 +135,14 @@ def watched(model: BaseAlgorithm, monkeypatch: pytest.MonkeyPatch) -> Iterator[d
     for handle in handles:
         handle.remove()
     monkeypatch.undo()
+
+
+def start_training(model: BaseAlgorithm, callback: BaseCallback, total_timesteps: int) -> None:
+    """Bring a callback to the start of a training in which the test itself makes the steps."""
+    model.set_logger(Logger(None, []))
+    model._total_timesteps = total_timesteps
+    callback.init_callback(model)
+    callback.on_training_start({}, {})
 
 
 class shuffle_masks:

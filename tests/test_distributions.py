@@ -93,16 +93,27 @@ def test_unstructured_networks_hit_their_total_to_the_unit(layers, sparsity, dis
     plan = plan_of(layers, sparsity=sparsity, distribution=distribution)
     assert sum(layer.n_active for layer in plan.values()) == n_keep
     assert all(1 <= layer.n_active <= layer.info.n_weights for layer in plan.values())
-    if distribution != "uniform":
-        # The ER law: all layers that are not full have the same epsilon, up to rounding and the floor of one weight
-        epsilons = [
-            (layer.n_active + rounding) / layer.info.n_weights / er_factor(layer.info.shape, kernel=distribution == "erk")
-            for layer in plan.values()
-            if 1 < layer.n_active < layer.info.n_weights - 1
-            for rounding in (-2, 2)
-        ]
-        if epsilons:
-            assert max(epsilons[::2]) <= min(epsilons[1::2]) * 1.5 or len(epsilons) == 2
+    shapes = {layer.name: layer.shape for layer in layers}
+    if distribution == "uniform":
+        densities = uniform_densities(shapes, n_keep)
+    else:
+        densities = er_densities(shapes, n_keep, kernel=distribution == "erk")
+    wanted = {layer.name: densities[layer.name] * layer.n_weights for layer in layers}
+    if min(wanted.values()) >= 1:  # otherwise the floor of one weight takes from others
+        assert all(abs(layer.n_active - wanted[name]) <= 1 + 1e-6 for name, layer in plan.items())
+
+
+@given(LAYERS, st.floats(0.01, 1), st.booleans())
+def test_er_law(layers, density, kernel):
+    """All layers that are not full have one epsilon, no full layer would be thinner with it, and the total is met."""
+    shapes = {layer.name: layer.shape for layer in layers}
+    n_keep = density * sum(layer.n_weights for layer in layers)
+    densities = er_densities(shapes, n_keep, kernel=kernel)
+    assert sum(densities[layer.name] * layer.n_weights for layer in layers) == pytest.approx(n_keep)
+    epsilons = [densities[name] / er_factor(shape, kernel=kernel) for name, shape in shapes.items() if densities[name] < 1]
+    if epsilons:
+        assert epsilons == pytest.approx([epsilons[0]] * len(epsilons))
+        assert all(epsilons[0] * er_factor(shapes[name], kernel=kernel) >= 1 - 1e-9 for name in shapes if densities[name] == 1)
 
 
 @given(LAYERS, st.floats(0.01, 0.9), st.integers(1, 5), st.integers(1, 5))

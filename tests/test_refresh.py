@@ -4,23 +4,14 @@ import pytest
 import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import MaskRefresh, sparse_policy
 from sb3_sparse.refresh import RULES
-from tests.helpers import ALGORITHMS, assert_invariants, equal_state, make_model, watched
+from tests.helpers import ALGORITHMS, assert_invariants, equal_state, make_model, start_training, watched
 
 DIVISIBLE = dict(net_arch=[16, 16])
-
-
-def started(callback, model):
-    """A callback at the start of a training in which the test makes the steps."""
-    model.set_logger(Logger(None, []))
-    callback.init_callback(model)
-    model._total_timesteps = 100
-    callback.on_training_start({}, {})
 
 
 def nm_model(algorithm=TD3, pattern="2:4", **kwargs):
@@ -83,7 +74,7 @@ def reference_run(rule, decay, n_steps, every, weight_decay=0.0):
         max_grad_norm=1e9,
     )
     callback = MaskRefresh(every, rule, decay=decay, start=0)
-    started(callback, model)
+    start_training(model, callback, 100)
     layer = model.policy.sparsifier.layers["q_net.q_net.0"]
     optimizer = model.policy.optimizer
     shadow = callback._state("q_net", "shadow/q_net.q_net.0").clone()
@@ -148,7 +139,7 @@ def test_a_pruned_weight_comes_back_with_its_value():
     sparsifier = model.policy.sparsifier
     layer = sparsifier.layers["actor.mu.2"]
     callback = MaskRefresh(1, start=0)
-    started(callback, model)
+    start_training(model, callback, 100)
     shadow = callback._state("actor", "shadow/actor.mu.2")
     position = (0, int((~layer.weight_mask[0]).nonzero()[0]))
     value = float(shadow[position])
@@ -175,7 +166,7 @@ def test_resume_continues_exactly(algorithm, rule, tmp_path):
         buffer = "replay_buffer" if off_policy else "rollout_buffer"
         setattr(one, buffer, getattr(model, buffer))
         callback = MaskRefresh(2, rule)
-        started(callback, one)
+        start_training(one, callback, 100)
         set_random_seed(3)
         one.train(gradient_steps=8, batch_size=8) if off_policy else one.train()
         events.append(callback.events)

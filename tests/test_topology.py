@@ -8,12 +8,12 @@ import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import CallbackList
-from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import SET, RigL, sparse_policy
-from tests.helpers import ALGORITHMS, assert_invariants, equal_state, make_model, watched
+from tests.helpers import ALGORITHMS, assert_invariants, equal_state, make_model, start_training, watched
 
 UPDATERS = {
     "SET": lambda: SET(3, 0.3),
@@ -414,10 +414,7 @@ def test_kept_moments_are_those_of_masked_gradients(optimizer_class, options, sk
     sparsifier = model.policy.sparsifier
     layer, optimizer = sparsifier.layers["critic.qf0.2"], sparsifier.optimizers["critic"]
     callback = RigL(4, 0.5, "constant", start=0, moments="keep", skip_step=skip_step, networks="critic")
-    model.set_logger(Logger(None, []))
-    callback.init_callback(model)
-    model._total_timesteps = 1000
-    callback.on_training_start({}, {})
+    start_training(model, callback, 1000)
     twin = th.nn.Parameter(layer.weight.detach().clone())
     reference = optimizer_class([twin], **{"lr": model.learning_rate, **options})
     generator = th.Generator().manual_seed(0)
@@ -481,11 +478,8 @@ def test_resume_continues_exactly(algorithm, make, tmp_path):
         off_policy = isinstance(one, OffPolicyAlgorithm)
         buffer = "replay_buffer" if off_policy else "rollout_buffer"
         setattr(one, buffer, getattr(model, buffer))
-        one.set_logger(Logger(None, []))
-        one._total_timesteps = 128
         callback = make()
-        callback.init_callback(one)
-        callback.on_training_start({}, {})
+        start_training(one, callback, 128)
         one.num_timesteps = 80
         callback.on_step()
         set_random_seed(3)

@@ -92,7 +92,6 @@ def test_dense_presets_are_the_zoos_own(algo):
         expected = dict(zoo[zoo_id])
         if isinstance(expected.get("policy_kwargs"), str):
             expected["policy_kwargs"] = eval(expected["policy_kwargs"])
-        # A learning-starts comment of the zoo's is no value; LunarLanderContinuous has the zoo's Pendulum values
         assert values == expected, env_id
 
 
