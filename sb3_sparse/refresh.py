@@ -91,6 +91,8 @@ class MaskRefresh(TopologyCallback):
             layer = self.sparsifier.layers[name]
             if state.get(network, f"shadow/{name}") is None:
                 state.set(network, f"shadow/{name}", self._first_shadow(name, layer))
+            else:
+                self._update_shadow(layer, self._state(network, f"shadow/{name}"))
         if self.rule != "masked_grad":
             self._shadow_optimizers[network] = self._restore_optimizer(network)
 
@@ -101,6 +103,12 @@ class MaskRefresh(TopologyCallback):
             uniform = th.rand(layer.weight.shape, generator=self.sparsifier.next_generator()).to(layer.weight)
             initial = (uniform * 2 - 1) * layer.weight[0].numel() ** -0.5
         return th.where(layer.weight_mask, layer.weight.detach(), initial)
+
+    @staticmethod
+    @th.no_grad()
+    def _update_shadow(layer: SparseLayer, shadow: th.Tensor) -> None:
+        """Active weights may have been trained without their shadow since it was last looked at."""
+        shadow.copy_(th.where(layer.weight_mask, layer.weight, shadow))
 
     def _restore_optimizer(self, network: str) -> th.optim.Optimizer:
         """An optimizer on the shadows (as Parameters that share their memory), with the moments that were saved."""
@@ -166,7 +174,7 @@ class MaskRefresh(TopologyCallback):
         for name in self._prunable(network):
             layer, pattern = self.sparsifier.layers[name], self.sparsifier.plan[name].pattern
             shadow = self._state(network, f"shadow/{name}")
-            shadow.copy_(th.where(layer.weight_mask, layer.weight, shadow))
+            self._update_shadow(layer, shadow)
             masks[name] = pattern.select(shadow.abs(), pattern.budget_of(layer.weight_mask))
             shadows[name] = shadow
             n_active += layer.n_active

@@ -220,3 +220,17 @@ def test_bad_input():
         model.learn(10, callback=MaskRefresh(10))
     with pytest.raises(ValueError, match="MaskRefresh cannot update network 'actor': its pattern is unstructured"):
         model.learn(10, callback=MaskRefresh(10, networks="actor"))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_training_without_the_callback_in_between_is_not_undone(rule):
+    model = nm_model()
+    model.learn(60, callback=MaskRefresh(4, rule))
+    model.learn(60, reset_num_timesteps=False)
+    trained = {name: layer.weight.detach().clone() for name, layer in model.policy.sparsifier.layers.items()}
+    callback = MaskRefresh(1000, rule)
+    start_training(model, callback, 1000)
+    for name, weight in trained.items():
+        mask = model.policy.sparsifier.layers[name].weight_mask
+        shadow = callback._state(name.split(".")[0], f"shadow/{name}")
+        assert th.equal(shadow[mask], weight[mask])
