@@ -31,6 +31,9 @@ class _MaskGradient:
         layer = self.layer()
         if layer is None or weight.grad is None:
             return
+        known = layer.survivor_gradient
+        if known is not None and weight.grad is known[0] and weight.grad._version == known[1]:
+            return
         if layer.wants_dense_gradient:
             # Overwritten, never summed: the actor's loss comes by the critic's weights too, before the critic's own
             layer.dense_gradient = weight.grad.detach().clone()
@@ -57,6 +60,10 @@ class SparseLayer(nn.Module):
     weight: nn.Parameter
     weight_mask: th.Tensor
     mask_values: th.Tensor | None
+    #: A gradient that was last written to at survivors alone, with its version then.
+    survivor_gradient: tuple[th.Tensor, int] | None = None
+    #: Counts the masks the layer has had.
+    mask_version: int = 0
     #: Set in a layer of a target network that keeps its own largest weights instead of following the online mask.
     own_pattern: Pattern | None
     #: Whether ``backward()`` leaves the gradient, as it was before masking, in ``dense_gradient``.
@@ -94,6 +101,7 @@ class SparseLayer(nn.Module):
         """Bring everything that follows from ``weight_mask`` up to date: cache, count, weight, gradient and its hook."""
         #: How many positions exist.
         self.n_active = int(self.weight_mask.sum())
+        self.mask_version += 1
         full = self.n_active == self.weight.numel()
         self.mask_values = None if full else self.weight_mask.to(self.weight)
         self.project()
@@ -144,7 +152,7 @@ class SparseLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has a weight of its own, and torch copies no hooks; nobody has asked the copy for gradients
-        state = {**self.__dict__, "wants_dense_gradient": False, "dense_gradient": None}
+        state = {**self.__dict__, "wants_dense_gradient": False, "dense_gradient": None, "survivor_gradient": None}
         state.pop("_hooked_weight", None)
         return state
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch as th
 from torch import nn
 
+from sb3_sparse.engine.optimizer import SurvivorAdam
+
 #: Optimizer state that does not start at zero: state name -> (option that holds the start value, value without it).
 #: SB3's RMSpropTFLike starts its mean square at one, Adagrad its sum and Rprop its step size at an option.
 STARTS: dict[str, dict[str, tuple[str, float]]] = {
@@ -21,7 +23,7 @@ _FADES: dict[type[th.optim.Optimizer], dict[str, Any]] = {
     th.optim.SGD: {"momentum_buffer": "momentum"},
     th.optim.RMSprop: {"square_avg": "alpha", "grad_avg": "alpha", "momentum_buffer": "momentum"},
 }
-_FADES[th.optim.AdamW] = _FADES[th.optim.Adam]
+_FADES[th.optim.AdamW] = _FADES[SurvivorAdam] = _FADES[th.optim.Adam]
 
 
 def moments_of(optimizer: th.optim.Optimizer, weight: nn.Parameter) -> list[tuple[str, th.Tensor]]:

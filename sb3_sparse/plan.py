@@ -30,6 +30,7 @@ DEFAULT_SPARSITY = 0.8
 DEFAULT_DISTRIBUTION = "erk"
 
 INITIAL_MASKS = ("random", "magnitude")
+ENGINES = ("auto", "native", "torch")
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,8 @@ class SparsityConfig:
     :param initial_mask: ``"random"`` or ``"magnitude"`` (largest initial weights, as RLx2's code does).
     :param mask_seed: Seed of the masks' own generator, in [0, 2**63). None: derived from torch's generator state, without
         drawing from it, so it follows the model's ``seed``.
+    :param engine: What multiplies: ``"torch"``, ``"native"`` (compiled kernels on the CPU), or ``"auto"``: whatever was
+        measured to be faster, see :class:`~sb3_sparse.engine.choice.Choice`.
     :raises ValueError: If an argument is outside of what is described here, naming it, its value and what is allowed.
     """
 
@@ -117,6 +120,7 @@ class SparsityConfig:
     dense_layers: str | Sequence[str] = ()
     initial_mask: str = "random"
     mask_seed: int | None = None
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         if isinstance(self.sparsity, Mapping):
@@ -130,6 +134,7 @@ class SparsityConfig:
         if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
             raise ValueError(f'`dense_layers` must be "first", "last", a layer name or a list of these, got {names!r}')
         require_choice("initial_mask", self.initial_mask, INITIAL_MASKS)
+        require_choice("engine", self.engine, ENGINES)
         seed = self.mask_seed
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
             raise ValueError(f"`mask_seed` must be None or an integer in [0, 2**63), got {seed!r}")

@@ -34,7 +34,9 @@ from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
 from torch import nn
 
+from sb3_sparse.acceleration import adopt_sequences
 from sb3_sparse.discovery import ONLINE_OF_TARGET, find_layers, find_optimizers, find_submodule
+from sb3_sparse.engine.choice import Choice
 from sb3_sparse.layers import SPARSE_CLASSES, SparseLayer
 from sb3_sparse.plan import SparsityConfig, make_plan
 from sb3_sparse.sparsifier import Sparsifier
@@ -91,6 +93,7 @@ class SparsePolicyMixin(_PolicyBase):
     :param dense_layers: Layers that stay dense.
     :param initial_mask: How the first masks are chosen.
     :param mask_seed: Seed of the masks' own generator.
+    :param engine: What multiplies.
     :param kwargs: Arguments of the stock policy, by keyword.
     :raises TypeError: For a keyword that neither knows.
     :raises ValueError: For arguments out of range, see :class:`~sb3_sparse.plan.SparsityConfig`, and observation spaces
@@ -112,13 +115,16 @@ class SparsePolicyMixin(_PolicyBase):
         dense_layers: str | Sequence[str] = (),
         initial_mask: str = "random",
         mask_seed: int | None = None,
+        engine: str = "auto",
         **kwargs: Any,
     ) -> None:
-        config = SparsityConfig(sparsity, distribution, pattern, dense_layers, initial_mask, mask_seed)
+        config = SparsityConfig(sparsity, distribution, pattern, dense_layers, initial_mask, mask_seed, engine)
+        choice = Choice(engine)
         self._check_arguments(observation_space, kwargs)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.sparsity_config = config
-        self._sparsify(config)
+        # Who names an optimizer means that one
+        self._sparsify(config, choice, survivor_steps=choice.possible and "optimizer_class" not in kwargs)
 
     @classmethod
     def stock_policy(cls) -> type[BasePolicy]:
@@ -147,14 +153,16 @@ class SparsePolicyMixin(_PolicyBase):
                 "use `SparseMlpPolicy`, or `SparseCnnPolicy` for images"
             )
 
-    def _sparsify(self, config: SparsityConfig) -> None:
+    def _sparsify(self, config: SparsityConfig, choice: Choice, survivor_steps: bool) -> None:
         infos = find_layers(self)
         if not infos:
             raise ValueError(f"{type(self).__name__} has no nn.Linear or nn.Conv2d layer that could be made sparse")
         plan = make_plan(config, infos)
         layers = {info.name: self._sparse_layer(self.get_submodule(info.name)) for info in infos}
         seed = _default_seed() if config.mask_seed is None else config.mask_seed
-        self.sparsifier = Sparsifier(layers, plan, self._make_targets_sparse(layers), find_optimizers(self), seed)
+        targets = self._make_targets_sparse(layers)
+        sequences = adopt_sequences(self, choice)
+        self.sparsifier = Sparsifier(layers, plan, targets, find_optimizers(self), seed, sequences, survivor_steps)
         self.sparsifier.initialize(config.initial_mask)
 
     @staticmethod

@@ -12,7 +12,7 @@ target network is projected whenever its mask changes, and Polyak averaging of z
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -21,6 +21,9 @@ from torch import nn
 
 from sb3_sparse.binding import Binding, NetworkUpdater, UpdaterState
 from sb3_sparse.checks import require_choice
+from sb3_sparse.engine.optimizer import SurvivorAdam
+from sb3_sparse.engine.sequence import SparseSequential
+from sb3_sparse.engine.target import is_mirrored
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.moments import moments_of, restart_moments, starts_elsewhere
 from sb3_sparse.plan import LayerPlan
@@ -65,6 +68,8 @@ class Sparsifier(nn.Module):
     :param targets: Layers of the target networks that follow each online layer, by the online layer's name.
     :param optimizers: Optimizers by the name of the network that owns them.
     :param seed: Seed of the masks' generator, in [0, 2**63).
+    :param sequences: Sequences of layers that the native engine can run.
+    :param survivor_steps: Whether stock Adam may be replaced by :class:`~sb3_sparse.engine.optimizer.SurvivorAdam`.
     """
 
     mask_seed: th.Tensor
@@ -77,6 +82,8 @@ class Sparsifier(nn.Module):
         targets: Mapping[str, list[SparseLayer]],
         optimizers: Mapping[str, th.optim.Optimizer],
         seed: int,
+        sequences: Sequence[SparseSequential] = (),
+        survivor_steps: bool = False,
     ) -> None:
         super().__init__()
         # Plain dicts: the layers stay modules of the policy, they are not registered here a second time
@@ -90,6 +97,9 @@ class Sparsifier(nn.Module):
         self.register_buffer("mask_draws", th.tensor(0, dtype=th.int64))
         for name in optimizers:
             self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
+        #: Sequences of layers that can run natively, and whether their optimizers may go over survivors alone.
+        self.sequences = list(sequences)
+        self.survivor_steps = survivor_steps
         self.updater_state = UpdaterState()
         self.updaters: dict[str, Binding] = {}
         #: Initial values of the weights that the first N:M masks prune, until the first optimizer step: rules that keep a
@@ -192,6 +202,7 @@ class Sparsifier(nn.Module):
                     pattern = target.own_pattern
                     target.replace_mask(pattern.select(target.weight.abs(), pattern.budget_of(mask)))
             self.n_planned[name] = layer.n_active
+        self._adopt_optimizers()
 
     def set_target_masks(self, network: str, mode: str) -> None:
         """
@@ -330,13 +341,28 @@ class Sparsifier(nn.Module):
                 self._hooked.add(optimizer)
             owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
             self._owned_layers[name] = [layer for layer in self.layers.values() if id(layer.weight) in owned]
+        self._adopt_optimizers()
+
+    def _adopt_optimizers(self) -> None:
+        """Let the optimizers of networks in which something is pruned go over survivors alone."""
+        if not self.survivor_steps:
+            return
+        for name, optimizer in self.optimizers.items():
+            if any(layer.mask_values is not None for layer in self._owned_layers[name]):
+                owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+                sequences = [
+                    sequence for sequence in self.sequences if all(id(weight) in owned for weight in sequence.parameters())
+                ]
+                SurvivorAdam.adopt(optimizer, sequences)
 
     def _after_step(self, optimizer: str) -> None:
         getattr(self, f"n_steps_{optimizer}").add_(1)
         if self.pruned_values:
             self.pruned_values = {}
         sparse = [
-            (layer.weight, layer.mask_values) for layer in self._owned_layers[optimizer] if layer.mask_values is not None
+            (layer.weight, layer.mask_values)
+            for layer in self._owned_layers[optimizer]
+            if layer.mask_values is not None and not is_mirrored(layer.weight)
         ]
         if sparse:
             with th.no_grad():

@@ -1,11 +1,11 @@
-"""``python -m sb3_sparse.benchmark overhead``: see each sub-command's ``-h``."""
+"""``python -m sb3_sparse.benchmark step|kernels|train|overhead``: see each sub-command's ``-h``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import overhead
+from sb3_sparse.benchmark import kernels, overhead, step, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -14,9 +14,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(prog="python -m sb3_sparse.benchmark")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("overhead", help="what the mechanism costs against the stock policy")
-    overhead.add_arguments(command)
-    command.set_defaults(run=overhead.run)
+    helps = {
+        overhead: "what the mechanism costs against the stock policy where torch multiplies",
+        step: "a whole gradient step against stock, the best dense torch and masks over dense tensors",
+        kernels: "the native kernels alone, against the peak of the core",
+        train: "environment steps per second of whole learn()",
+    }
+    for module, text in helps.items():
+        command = commands.add_parser(module.__name__.rsplit(".", 1)[1], help=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     parsed = parser.parse_args(arguments)
     parsed.run(parsed)
 

@@ -28,21 +28,22 @@ class SyntheticEnv(gym.Env):
 
 
 def make_model(
-    algo: str, net_arch: Sequence[int], policy_kwargs: dict[str, Any] | None, *, batch_size: int, seed: int = 0
+    algo: str, net_arch: Sequence[int], policy_kwargs: dict[str, Any] | None, *, batch_size: int, seed: int = 0, sparse: bool | None = None
 ) -> OffPolicyAlgorithm:
     """
     A model whose replay buffer is full of random transitions.
 
     :param algo: A key of :data:`ALGORITHMS`.
     :param net_arch: Widths of the hidden layers.
-    :param policy_kwargs: Of the sparse policy; None for the stock policy.
+    :param policy_kwargs: Of the policy; None for the stock policy without any.
     :param batch_size: Samples per gradient step.
     :param seed: Seed of weights, masks and data.
+    :param sparse: Whether the policy is the sparse one; None: if it is given any ``policy_kwargs``.
     :return: The model.
     """
     algorithm: Any = ALGORITHMS[algo]
     model = algorithm(
-        "MlpPolicy" if policy_kwargs is None else "SparseMlpPolicy",
+        "SparseMlpPolicy" if (policy_kwargs is not None if sparse is None else sparse) else "MlpPolicy",
         SyntheticEnv(discrete=algorithm is DQN),
         policy_kwargs={"net_arch": list(net_arch), **(policy_kwargs or {})},
         buffer_size=BUFFER_SIZE,

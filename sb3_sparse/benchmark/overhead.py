@@ -41,8 +41,8 @@ def measure(algo: str, net_arch: list[int], *, batch_size: int, sparsity: float,
     """
     kwargs = {
         "stock": None,
-        "sparsity 0": dict(sparsity=0.0),
-        f"sparsity {sparsity:g}": dict(sparsity=sparsity, distribution="uniform"),
+        "sparsity 0": dict(sparsity=0.0, engine="torch"),
+        f"sparsity {sparsity:g}": dict(sparsity=sparsity, distribution="uniform", engine="torch"),
     }
     models = {name: make_model(algo, net_arch, policy_kwargs, batch_size=batch_size) for name, policy_kwargs in kwargs.items()}
     variants = {name: partial(model.train, steps, batch_size) for name, model in models.items()}

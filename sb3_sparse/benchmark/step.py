@@ -1,0 +1,203 @@
+"""
+A whole gradient step, stock ``train()``, of sparse policies against stock Stable-Baselines3, against the best dense torch there
+is under the same ``train()`` (fused Adam; no gradients for the critic's weights in the actor's update), and against masks
+over dense tensors (engine ``torch``), as every paper repository has them. All take turns in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
+from typing import Any
+from unittest.mock import patch
+
+import torch as th
+from stable_baselines3 import SAC, TD3
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+
+from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
+from sb3_sparse.benchmark.models import ALGORITHMS, make_model
+from sb3_sparse.benchmark.timing import Timing, interleave
+from sb3_sparse.engine import native
+
+#: Rounds of a variant take at least about this long, in seconds.
+_SECONDS_PER_ROUND = 0.15
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    :param parser: Parser of the ``step`` sub-command.
+    """
+    parser.add_argument("--algo", nargs="+", choices=list(ALGORITHMS), default=["td3"])
+    parser.add_argument("--net", nargs="+", type=net_arch, default=[[256, 256], [400, 300]], help="e.g. 256,256 1024,1024")
+    parser.add_argument("--sparsity", nargs="*", type=sparsity, default=[0.75, 0.9, 0.95, 0.99])
+    parser.add_argument("--pattern", nargs="*", default=[], help="PATTERN, or PATTERN@SPARSITY: 2:4, block:4x1@0.9, ...")
+    parser.add_argument("--batch", type=positive, default=256)
+    parser.add_argument("--threads", nargs="+", type=positive, default=[1])
+    parser.add_argument("--rounds", type=positive, default=15)
+    parser.add_argument("--masked", action="store_true", help="also masks over dense tensors, at each sparsity")
+    parser.add_argument("--breakdown", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--json", action="store_true")
+
+
+def freeze_critic(model: OffPolicyAlgorithm) -> None:
+    """
+    Spare a stock model the gradients of the critic's weights in the actor's update, which nobody uses.
+
+    :param model: TD3 or SAC with a stock ``MlpPolicy``; another algorithm has no such update.
+    """
+    if not isinstance(model, (TD3, SAC)):
+        return
+    critic = model.critic
+
+    def detached(network: th.nn.Module, x: th.Tensor) -> th.Tensor:
+        parameters = {name: parameter.detach() for name, parameter in network.named_parameters()}
+        return th.func.functional_call(network, parameters, (x,))
+
+    def q1_forward(obs: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        features = critic.extract_features(obs, critic.features_extractor)
+        return detached(critic.q_networks[0], th.cat([features, actions], dim=1))
+
+    stock_forward = critic.forward
+
+    def forward(obs: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, ...]:
+        if not actions.requires_grad:
+            return stock_forward(obs, actions)
+        features = critic.extract_features(obs, critic.features_extractor)
+        x = th.cat([features, actions], dim=1)
+        return tuple(detached(network, x) for network in critic.q_networks)
+
+    critic.q1_forward = q1_forward  # type: ignore[method-assign]
+    critic.forward = forward  # type: ignore[method-assign]
+
+
+def variants(sparsities: list[float], patterns: list[str], *, masked: bool) -> dict[str, dict[str, Any] | None]:
+    """
+    :param sparsities: Sparsities of unstructured variants.
+    :param patterns: Further variants, see :func:`add_arguments`.
+    :param masked: Whether the torch engine is measured at each sparsity too.
+    :return: ``policy_kwargs`` by name; None: the stock policy.
+    """
+    engine = "native" if native.available() else "torch"
+    found: dict[str, dict[str, Any] | None] = {"stock": None, "best dense": {"optimizer_kwargs": {"fused": True}}}
+    for value in sparsities:
+        found[f"{value:g}"] = dict(sparsity=value, engine=engine)
+    for text in patterns:
+        pattern, _, value = text.partition("@")
+        found[text] = dict(pattern=pattern, engine=engine, **({"sparsity": float(value)} if value else {}))
+    if masked:
+        for value in sparsities:
+            found[f"{value:g} masked dense"] = dict(sparsity=value, engine="torch")
+    return found
+
+
+def _model(algo: str, widths: list[int], name: str, kwargs: dict[str, Any] | None, batch: int) -> OffPolicyAlgorithm:
+    dense = name in ("stock", "best dense")
+    model = make_model(algo, widths, kwargs, batch_size=batch, sparse=not dense)
+    if name == "best dense":
+        freeze_critic(model)
+    return model
+
+
+def measure(
+    algo: str, widths: list[int], kwargs: dict[str, dict[str, Any] | None], *, batch: int, rounds: int
+) -> tuple[dict[str, Timing], dict[str, OffPolicyAlgorithm]]:
+    """
+    :param algo: ``"td3"``, ``"sac"`` or ``"dqn"``.
+    :param widths: Hidden widths.
+    :param kwargs: See :func:`variants`.
+    :param batch: Samples per gradient step.
+    :param rounds: Timings of each variant.
+    :return: Timing of one gradient step by variant, and the models.
+    """
+    models = {name: _model(algo, widths, name, value, batch) for name, value in kwargs.items()}
+    start = time.perf_counter()
+    models["stock"].train(4, batch)
+    # An even number: TD3's actor has every second step
+    steps = 2 * max(1, round(_SECONDS_PER_ROUND / (time.perf_counter() - start) * 2))
+    timings = interleave({name: partial(model.train, steps, batch) for name, model in models.items()}, "stock", rounds=rounds, calls=1)
+    per_step = {
+        name: Timing(timing.seconds / steps, timing.ratio, timing.low, timing.high) for name, timing in timings.items()
+    }
+    return per_step, models
+
+
+def breakdown(model: OffPolicyAlgorithm, batch: int, steps: int = 100) -> dict[str, float]:
+    """
+    Where the time of a gradient step goes.
+
+    :param model: A model that has trained before.
+    :param batch: Samples per gradient step.
+    :param steps: Gradient steps to look at.
+    :return: Microseconds per gradient step: in native kernels, optimizer steps, target updates, sampling, and everything
+        else (torch's operations, autograd and Python). Watching costs time too: the sum is more than an unwatched step.
+    """
+    spent = {"kernels": 0.0, "Adam": 0.0, "Polyak": 0.0, "sampling": 0.0}
+
+    def watch(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent[part] += time.perf_counter() - start
+
+        return watched
+
+    module = import_module(type(model).train.__module__)
+    policy: Any = model.policy
+    owners = [owner for owner in policy.modules() if isinstance(getattr(owner, "optimizer", None), th.optim.Optimizer)]
+    buffer: Any = model.replay_buffer
+    with ExitStack() as stack:
+        if native.available():
+            for name in ("forward", "backward"):
+                stack.enter_context(patch.object(native.module, name, watch("kernels", getattr(native.module, name))))
+        for owner in owners:
+            stack.enter_context(patch.object(owner.optimizer, "step", watch("Adam", owner.optimizer.step)))
+        stack.enter_context(patch.object(module, "polyak_update", watch("Polyak", module.polyak_update)))
+        stack.enter_context(patch.object(buffer, "sample", watch("sampling", buffer.sample)))
+        start = time.perf_counter()
+        model.train(steps, batch)
+        total = time.perf_counter() - start
+    parts = {**spent, "torch and Python": total - sum(spent.values())}
+    return {name: seconds / steps * 1e6 for name, seconds in parts.items()}
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """
+    Measure and print.
+
+    :param arguments: Parsed by :func:`add_arguments`.
+    """
+    kwargs = variants(arguments.sparsity, arguments.pattern, masked=arguments.masked)
+    rows, parts = [], []
+    for threads in arguments.threads:
+        th.set_num_threads(threads)
+        for algo in arguments.algo:
+            for widths in arguments.net:
+                timings, models = measure(algo, widths, kwargs, batch=arguments.batch, rounds=arguments.rounds)
+                best = timings["best dense"]
+                name_of_net = ",".join(map(str, widths))
+                for name, timing in timings.items():
+                    row: dict[str, Any] = {"algorithm": algo, "net": name_of_net, "threads": threads, "variant": name}
+                    row["ms"] = timing.seconds * 1e3
+                    row["x stock"] = 1 / timing.ratio
+                    row["quartiles"] = f"{1 / timing.high:.2f}-{1 / timing.low:.2f}"
+                    row["x best dense"] = best.seconds / timing.seconds
+                    rows.append(row)
+                    if arguments.breakdown:
+                        found = breakdown(models[name], arguments.batch)
+                        parts.append({**dict(list(row.items())[:4]), **{f"{part} (us)": value for part, value in found.items()}})
+                del models
+    note = (
+        f"gradient steps of stock train(), batch {arguments.batch}, medians of {arguments.rounds} interleaved rounds, "
+        f"instruction set {native.instruction_set()}"
+    )
+    show(rows, note, as_json=arguments.json)
+    if parts:
+        print()
+        show(parts, "microseconds of one gradient step; watching included", as_json=arguments.json)

@@ -1,0 +1,194 @@
+"""Which engine runs a sequence of layers: what the user said, what there is, and what was measured to be faster."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch as th
+from torch import nn
+
+from sb3_sparse.checks import require_choice
+from sb3_sparse.engine import native
+from sb3_sparse.plan import ENGINES
+
+if TYPE_CHECKING:
+    from sb3_sparse.engine.sequence import SparseSequential
+
+#: Environment variable that says which engine to use.
+VARIABLE = "SB3_SPARSE_ENGINE"
+#: Environment variable with the folder of the measured crossovers.
+CACHE_VARIABLE = "SB3_SPARSE_CACHE"
+#: The native engine must be at least this much faster to be chosen.
+_MARGIN = 1.05
+_ROUNDS = 7
+
+
+def requested_engine(engine: str) -> str:
+    """
+    What is asked for, the environment considered.
+
+    :param engine: ``"auto"``, ``"native"`` or ``"torch"``.
+    :return: The same, or the value of ``SB3_SPARSE_ENGINE``, which wins: a saved model brings its argument along.
+    :raises ValueError: For another name, in the argument or in the variable.
+    :raises ImportError: For ``"native"`` where it was not built.
+    """
+    require_choice("engine", engine, ENGINES)
+    if os.environ.get(VARIABLE):
+        engine = require_choice(VARIABLE, os.environ[VARIABLE], ENGINES)
+    if engine == "native" and not native.available():
+        raise ImportError(f"`engine`='native': {native.why_not()}")
+    return engine
+
+
+class Choice:
+    """
+    The choice of one policy.
+
+    :param engine: ``"native"``: always, wherever the kernels can run a sequence. ``"torch"``: never. ``"auto"``: where
+        something is pruned and the kernels were measured to be faster on this machine, for sequences of these sizes and this
+        density; at sparsity 0 torch runs, bit for bit as without this package.
+    :raises ValueError: For another name.
+    :raises ImportError: For ``"native"`` where it was not built.
+    """
+
+    def __init__(self, engine: str) -> None:
+        self.engine = requested_engine(engine)
+        #: Whether the kernels come into question at all.
+        self.possible = self.engine != "torch" and native.available()
+        if self.engine == "auto" and not native.available():
+            native.notice(f"sb3_sparse uses torch's dense kernels: {native.why_not()}")
+
+    def is_native(self, sequence: SparseSequential, n_samples: int) -> bool:
+        """
+        :param sequence: A sequence that the kernels can run.
+        :param n_samples: Size of the batch.
+        :return: Whether they shall.
+        """
+        if self.engine == "native":
+            return True
+        if all(layer.n_active == layer.weight.numel() for layer in sequence.layers):
+            return False
+        return crossovers().ratio(sequence, n_samples) >= _MARGIN
+
+
+def _machine() -> str:
+    """What a measurement depends on beside shapes."""
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{name}, {native.instruction_set()}, torch {th.__version__}"
+
+
+class Crossovers:
+    """
+    Measured ratios of torch's time to the kernels' time, kept in a file: once measured, a shape class is decided for good, so
+    that two runs with the same seed use the same engine. A file that cannot be read is measured anew.
+
+    :param path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ratios: dict[str, float] = {}
+        try:
+            found = json.loads(path.read_text())
+            self.ratios = {str(key): float(value) for key, value in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            pass
+
+    @staticmethod
+    def shape_class(sequence: SparseSequential, n_samples: int) -> str:
+        """
+        :param sequence: A sequence.
+        :param n_samples: Size of the batch.
+        :return: What decides, as text: widths, density of each layer in steps of 0.05 (0.01 below 0.1), batch in powers of two, threads.
+        """
+        layers = []
+        for layer in sequence.layers:
+            density = layer.n_active / layer.weight.numel()
+            step = 0.05 if density > 0.1 else 0.01
+            layers.append(f"{layer.in_features}x{layer.out_features}@{round(density / step) * step:.2f}")
+        batch = 1 << max(n_samples - 1, 0).bit_length()
+        return f"{' '.join(layers)} batch {batch} threads {th.get_num_threads()}"
+
+    def ratio(self, sequence: SparseSequential, n_samples: int) -> float:
+        """
+        :param sequence: A sequence.
+        :param n_samples: Size of the batch.
+        :return: How much faster the kernels are, forwards and backwards (forwards alone for batches of up to 8, which are
+            those of acting).
+        """
+        key = self.shape_class(sequence, n_samples)
+        if key not in self.ratios:
+            self.ratios[key] = _measure(sequence, n_samples)
+            self._save()
+        return self.ratios[key]
+
+    def _save(self) -> None:
+        # Whole or not at all; where nothing can be written every process measures for itself
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
+                json.dump(self.ratios, file, indent=1, sort_keys=True)
+            os.replace(file.name, self.path)
+        except OSError:
+            pass
+
+
+_known: dict[Path, Crossovers] = {}
+
+
+def crossovers() -> Crossovers:
+    """The measurements of this machine."""
+    folder = os.environ.get(CACHE_VARIABLE)
+    root = Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_sparse"
+    path = root / f"crossover-{hashlib.sha256(_machine().encode()).hexdigest()[:16]}.json"
+    if path not in _known:
+        _known[path] = Crossovers(path)
+    return _known[path]
+
+
+def _measure(sequence: SparseSequential, n_samples: int) -> float:
+    n_samples = 1 << max(n_samples - 1, 0).bit_length()
+    # Data of its own, and nothing is left behind: neither torch's nor the masks' random stream is touched, nor any gradient
+    generator = th.Generator().manual_seed(0)
+    mirror = sequence.mirror()
+    mirror.follow()
+    x = th.randn(n_samples, sequence.layers[0].in_features, generator=generator, dtype=mirror.weights[0].dtype)
+    y = x.new_empty(n_samples, sequence.layers[-1].out_features)
+    dy = th.ones_like(y)
+    parameters = [parameter for parameter in mirror.parameters if parameter.requires_grad]
+    trains = n_samples > 8 and bool(parameters)
+
+    def dense() -> None:
+        output = nn.Sequential.forward(sequence, x)
+        if trains:
+            th.autograd.grad(output, parameters, dy)
+
+    def kernels() -> None:
+        arguments = (x.data_ptr(), n_samples, x.stride(0), x.stride(1), [y.data_ptr()], th.get_num_threads(), trains)
+        tape, _ = native.module.forward([mirror.network], *arguments)
+        if trains:
+            gradients = [(dy.data_ptr(), dy.stride(0), dy.stride(1))]
+            native.module.backward(tape, gradients, [True], [False], 0, th.get_num_threads())
+
+    seconds: dict[Callable[[], None], list[float]] = {dense: [], kernels: []}
+    with th.set_grad_enabled(trains):
+        for round_index in range(-1, _ROUNDS):
+            for variant, own in seconds.items():
+                start = time.perf_counter()
+                variant()
+                if round_index >= 0:
+                    own.append(time.perf_counter() - start)
+    return min(seconds[dense]) / min(seconds[kernels])

@@ -1,0 +1,50 @@
+"""The compiled module, where there is one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+try:
+    from sb3_sparse.engine import _native
+except ImportError as error:
+    _native = None
+    _REASON = str(error)
+
+#: The compiled module ``sb3_sparse.engine._native``, or None where it was not built. Addresses go in, nothing is checked there.
+module: Any = _native
+
+_noticed: set[str] = set()
+
+
+def available() -> bool:
+    """Whether the compiled kernels are there."""
+    return module is not None
+
+
+def why_not() -> str:
+    """
+    :return: Why the compiled kernels are not there, and what to do.
+    """
+    return (
+        f"the native engine is not there ({_REASON}); install a C++17 compiler (GCC 12 or later, or clang) and reinstall "
+        "sb3-sparse with pip, or keep engine='torch'"
+    )
+
+
+def notice(what: str) -> None:
+    """
+    Say something once per process.
+
+    :param what: What to say.
+    """
+    if what not in _noticed:
+        _noticed.add(what)
+        warnings.warn(what, stacklevel=3)
+
+
+def instruction_set() -> str | None:
+    """
+    :return: Name of the instruction set the kernels use (``"baseline"``, ``"avx2"``, ``"avx512"``), None without kernels.
+    """
+    return module.active_set() if available() else None

@@ -1,0 +1,190 @@
+// The module sb3_sparse.engine._native. Tensors come as addresses: nothing here knows torch, and torch knows nothing of it.
+// Whoever calls keeps the memory alive and has checked shape, dtype and device.
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "network.h"
+
+namespace py = pybind11;
+using namespace engine;
+
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+// A network and the dense tensors it mirrors
+template <class T>
+struct Mirror {
+    std::shared_ptr<Network<T>> network;
+    std::vector<T*> weights, biases;
+
+    // shapes: (address of the mask, outputs, inputs, activation); dense: addresses of weight and bias, 0 for no bias
+    Mirror(const std::vector<std::tuple<Address, int, int, int>>& shapes, const std::vector<std::pair<Address, Address>>& dense) {
+        if (shapes.empty() || shapes.size() != dense.size()) throw py::value_error("as many dense tensors as layers are needed");
+        std::vector<LayerShape> layers;
+        for (size_t l = 0; l < shapes.size(); ++l) {
+            const auto& [mask, n_outputs, n_inputs, activation] = shapes[l];
+            layers.push_back({at<const uint8_t>(mask), n_outputs, n_inputs, dense[l].second != 0, activation});
+            weights.push_back(at<T>(dense[l].first));
+            biases.push_back(at<T>(dense[l].second));
+        }
+        py::gil_scoped_release release;
+        network = std::make_shared<Network<T>>(layers);
+    }
+
+    void gather(size_t l, bool gradient, const T* weight, const T* bias) {
+        const Layer<T>& layer = network->layers()[l];
+        T* to = (gradient ? network->gradient : network->values).data();
+        if (weight != nullptr) {
+            T* values = to + layer.values;
+            for (size_t i = 0; i < layer.n_values(); ++i) values[i] = weight[layer.position[i]];
+            if (!gradient) network->touch();
+        }
+        if (bias != nullptr) std::copy(bias, bias + layer.n_outputs, to + layer.bias);
+    }
+    void scatter(size_t l, const std::vector<T>& from, T* weight, T* bias) const {
+        const Layer<T>& layer = network->layers()[l];
+        const T* values = from.data() + layer.values;
+        if (weight != nullptr)
+            for (size_t i = 0; i < layer.n_values(); ++i) weight[layer.position[i]] = values[i];
+        if (bias != nullptr && layer.has_bias) std::copy_n(from.data() + layer.bias, layer.n_outputs, bias);
+    }
+    void gather_weight(size_t l) { gather(l, false, weights[l], nullptr); }
+    void gather_biases() {
+        for (size_t l = 0; l < biases.size(); ++l) gather(l, false, nullptr, biases[l]);
+    }
+    std::vector<T>& moments(bool second) { return second ? network->square : network->mean; }
+    // A view of one of the network's arrays, which live as long as it does
+    static py::array view(std::vector<T>& array, const py::object& owner) {
+        return py::array_t<T>(py::ssize_t(array.size()), array.data(), owner);
+    }
+    void adam_values(const AdamStep& step) {
+        kernels<T>()->adam_values(network->size(), step, network->mean.data(), network->root.data(), network->values.data());
+        network->touch();
+        for (size_t l = 0; l < weights.size(); ++l) scatter(l, network->values, weights[l], biases[l]);
+    }
+    std::pair<T*, size_t> slice(size_t l) {
+        const Layer<T>& layer = network->layers()[l];
+        return {network->values.data() + layer.values, layer.n_values()};
+    }
+};
+
+template <class T>
+void check_batch(const std::vector<Mirror<T>*>& mirrors, const std::vector<Address>& addresses, int n_samples) {
+    if (mirrors.empty() || addresses.size() != mirrors.size() || n_samples < 1)
+        throw py::value_error("networks, one address for each, and at least one sample are needed");
+}
+
+// The tape, if there is to be one, and whether all inputs and outputs are finite
+template <class T>
+std::pair<std::shared_ptr<Tape<T>>, bool> forward(const std::vector<Mirror<T>*>& mirrors, Address x, int n_samples, ptrdiff_t row_stride,
+                                 ptrdiff_t column_stride, const std::vector<Address>& y, int n_threads, bool record) {
+    check_batch(mirrors, y, n_samples);
+    py::gil_scoped_release release;
+    std::vector<std::shared_ptr<Network<T>>> networks;
+    std::vector<Matrix<T>> outputs;
+    for (size_t n = 0; n < mirrors.size(); ++n) {
+        mirrors[n]->gather_biases();
+        networks.push_back(mirrors[n]->network);
+        outputs.push_back({at<T>(y[n]), networks[n]->layers().back().n_outputs, 1});
+    }
+    auto tape = record ? std::make_shared<Tape<T>>() : nullptr;
+    const bool finite =
+        run_forward<T>(networks, {at<const T>(x), row_stride, column_stride}, n_samples, outputs, n_threads, tape.get());
+    return {tape, finite};
+}
+
+// dy: (address, row stride, column stride) for every network. dx: address of a row-major [n_samples, inputs], or 0
+template <class T>
+void backward(const Tape<T>& tape, const std::vector<std::tuple<Address, ptrdiff_t, ptrdiff_t>>& dy, const std::vector<bool>& wanted,
+              const std::vector<bool>& accumulate, Address dx, int n_threads) {
+    if (dy.size() != tape.networks.size() || wanted.size() != dy.size() || accumulate.size() != dy.size())
+        throw py::value_error("one entry for each network is needed");
+    py::gil_scoped_release release;
+    std::vector<Matrix<const T>> outputs;
+    for (const auto& [address, row_stride, column_stride] : dy) outputs.push_back({at<const T>(address), row_stride, column_stride});
+    run_backward<T>(tape, outputs, wanted, accumulate, {at<T>(dx), tape.networks[0]->layers()[0].n_inputs, 1}, n_threads);
+}
+
+template <class T>
+void bind(py::module_& module, const std::string& suffix) {
+    using M = Mirror<T>;
+    using NoGil = py::call_guard<py::gil_scoped_release>;
+    py::class_<Tape<T>, std::shared_ptr<Tape<T>>>(module, ("Tape" + suffix).c_str());
+    py::class_<M>(module, ("Network" + suffix).c_str())
+        .def(py::init<const std::vector<std::tuple<Address, int, int, int>>&, const std::vector<std::pair<Address, Address>>&>())
+        .def("n_values", [](const M& m, size_t l) { return m.network->layers().at(l).n_values(); })
+        .def("gather_weight", &M::gather_weight, NoGil())
+        .def("gather_gradient",
+             [](M& m, size_t l, Address weight, Address bias) { m.gather(l, true, at<const T>(weight), at<const T>(bias)); }, NoGil())
+        .def("scatter_gradient",
+             [](const M& m, size_t l, Address weight, Address bias) {
+                 m.scatter(l, m.network->gradient, at<T>(weight), at<T>(bias));
+             }, NoGil())
+        .def("get_moment",
+             [](M& m, bool second, size_t l, Address weight, Address bias) {
+                 m.scatter(l, m.moments(second), at<T>(weight), at<T>(bias));
+             }, NoGil())
+        .def("set_moment",
+             [](M& m, bool second, size_t l, Address weight, Address bias) {
+                 std::swap(m.network->gradient, m.moments(second));
+                 m.gather(l, true, at<const T>(weight), at<const T>(bias));
+                 std::swap(m.network->gradient, m.moments(second));
+             }, NoGil())
+        .def("roots", [](py::object self) {
+            Network<T>& network = *self.cast<M&>().network;
+            return py::make_tuple(M::view(network.square, self), M::view(network.root, self));
+        })
+        .def("adam_moments",
+             [](M& m, double beta1, double beta2, double weight_decay) {
+                 Network<T>& network = *m.network;
+                 kernels<T>()->adam_moments(network.size(), {1 - beta1, beta2, 1 - beta2, 0, 0, 0, weight_decay}, network.values.data(),
+                                            network.gradient.data(), network.mean.data(), network.square.data());
+             }, NoGil())
+        .def("adam_values",
+             [](M& m, double step_size, double bias_correction2_sqrt, double epsilon) {
+                 m.adam_values({0, 0, 0, -step_size, bias_correction2_sqrt, epsilon, 0});
+             }, NoGil())
+        .def("scale",
+             [](M& m, size_t l, double keep) {
+                 const auto [values, n] = m.slice(l);
+                 kernels<T>()->scale(n, keep, values);
+                 m.network->touch();
+                 m.scatter(l, m.network->values, m.weights[l], nullptr);
+             }, NoGil())
+        .def("add",
+             [](M& m, size_t l, double tau, M& online, size_t online_layer) {
+                 const auto [values, n] = m.slice(l);
+                 const auto [other, n_other] = online.slice(online_layer);
+                 if (n != n_other) throw py::value_error("the two layers differ");
+                 kernels<T>()->add(n, tau, other, values);
+                 m.network->touch();
+                 m.scatter(l, m.network->values, m.weights[l], nullptr);
+             });
+    module.def("forward", &forward<T>);
+    module.def("backward", &backward<T>);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "Compiled sparse kernels of sb3_sparse";
+    module.def("available_sets", &available_sets);
+    module.def("choose_set", &choose_set);
+    module.def("active_set", [] { return std::string(kernels<float>()->name); });
+    module.def("peak", [](size_t n) {  // operations that n rounds of multiply-adds in registers make
+        double flops = 0;
+        volatile float result = kernels<float>()->peak(n, &flops);
+        (void)result;
+        return flops;
+    });
+    bind<float>(module, "");
+    bind<double>(module, "Double");
+}

@@ -1,0 +1,427 @@
+#include "network.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+
+#include "threads.h"
+
+namespace engine {
+
+// --- Choice of the instruction set ---
+
+namespace {
+
+enum Set { kBaseline, kAvx2, kAvx512, kSets };
+const char* const kSetNames[kSets] = {"baseline", "avx2", "avx512"};
+
+bool runs_here(int set) {
+    if (set == kBaseline) return true;
+#ifdef SB3_SPARSE_X86
+    __builtin_cpu_init();
+    if (set == kAvx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+#else
+    return false;
+#endif
+}
+
+int widest_set() {
+    int best = kBaseline;
+    for (int set = kBaseline; set < kSets; ++set)
+        if (runs_here(set)) best = set;
+    return best;
+}
+
+int& chosen_set() {
+    static int set = widest_set();
+    return set;
+}
+
+}  // namespace
+
+template <class T>
+const Kernels<T>* kernels() {
+#ifdef SB3_SPARSE_X86
+    if (chosen_set() == kAvx512) return avx512_kernels<T>();
+    if (chosen_set() == kAvx2) return avx2_kernels<T>();
+#endif
+    return baseline_kernels<T>();
+}
+
+std::vector<const char*> available_sets() {
+    std::vector<const char*> names;
+    for (int set = kBaseline; set < kSets; ++set)
+        if (runs_here(set)) names.push_back(kSetNames[set]);
+    return names;
+}
+
+bool choose_set(const std::string& name) {
+    for (int set = kBaseline; set < kSets; ++set)
+        if (name == kSetNames[set] && runs_here(set)) {
+            chosen_set() = set;
+            return true;
+        }
+    return false;
+}
+
+// --- Memory ---
+
+template <class T>
+Buffer<T>& Buffer<T>::operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+}
+
+template <class T>
+Buffer<T>::~Buffer() {
+    std::free(data_);
+}
+
+template <class T>
+T* Buffer<T>::reserve(size_t size) {
+    if (size > size_) {
+        std::free(data_);
+        size_ = 0;
+        const size_t bytes = (size * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+        data_ = static_cast<T*>(std::aligned_alloc(kAlignment, bytes));
+        if (data_ == nullptr) throw std::bad_alloc();
+        size_ = size;
+    }
+    return data_;
+}
+
+namespace {
+
+// Buffers that are given back instead of freed: a training asks for the same sizes again and again
+template <class T>
+class Store {
+   public:
+    Buffer<T> take(size_t size) {
+        Buffer<T> buffer;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            // The smallest that is large enough, otherwise the largest there is
+            auto best = free_.end();
+            for (auto it = free_.begin(); it != free_.end(); ++it) {
+                if (best == free_.end()) best = it;
+                const bool fits = it->size() >= size, best_fits = best->size() >= size;
+                if (fits != best_fits ? fits : (fits ? it->size() < best->size() : it->size() > best->size())) best = it;
+            }
+            if (best != free_.end()) {
+                std::swap(*best, free_.back());
+                buffer = std::move(free_.back());
+                free_.pop_back();
+            }
+        }
+        buffer.reserve(size);
+        return buffer;
+    }
+    void give(Buffer<T>&& buffer) {
+        std::lock_guard<std::mutex> lock(mutex_);
+        if (free_.size() < 64) free_.push_back(std::move(buffer));
+    }
+
+   private:
+    std::mutex mutex_;
+    std::vector<Buffer<T>> free_;
+};
+
+// Never destroyed: Python may give the last tapes back while the process ends
+template <class T>
+Store<T>& store() {
+    static Store<T>* store = new Store<T>;
+    return *store;
+}
+
+// Held for the time of a call
+template <class T>
+class Loan {
+   public:
+    Loan() = default;
+    explicit Loan(size_t size) : buffer_(store<T>().take(size)) {}
+    Loan(Loan&&) = default;
+    ~Loan() {
+        if (buffer_.data() != nullptr) store<T>().give(std::move(buffer_));
+    }
+    T* data() const { return buffer_.data(); }
+
+   private:
+    Buffer<T> buffer_;
+};
+
+}  // namespace
+
+template <class T>
+Tape<T>::~Tape() {
+    if (input.data() != nullptr) store<T>().give(std::move(input));
+    for (auto& layers : outputs)
+        for (auto& buffer : layers) store<T>().give(std::move(buffer));
+}
+
+// --- Index ---
+
+Rows Index::rows() const {
+    return {int(group_row.size()) - 1, group_row.data(), group_ptr.data(), value_ptr.data(), column.data()};
+}
+
+namespace {
+
+// Groups rows that share their columns, aligned to kMaxGroup so that a whole block of the pattern becomes one group.
+// at(row, column) tells whether the position exists.
+template <class At>
+Index make_index(int n_rows, int n_columns, const At& at) {
+    Index index;
+    index.group_row.push_back(0);
+    index.group_ptr.push_back(0);
+    std::vector<std::vector<int32_t>> columns(kMaxGroup);
+    int32_t n_values = 0;
+    for (int begin = 0; begin < n_rows; begin += kMaxGroup) {
+        const int size = std::min(kMaxGroup, n_rows - begin);
+        for (int r = 0; r < size; ++r) {
+            columns[r].clear();
+            for (int column = 0; column < n_columns; ++column)
+                if (at(begin + r, column)) columns[r].push_back(column);
+        }
+        bool shared = true;
+        for (int r = 1; r < size; ++r) shared = shared && columns[r] == columns[0];
+        const int step = shared ? size : 1;
+        for (int r = 0; r < size; r += step) {
+            index.value_ptr.push_back(n_values);
+            index.column.insert(index.column.end(), columns[r].begin(), columns[r].end());
+            index.group_row.push_back(begin + r + step);
+            index.group_ptr.push_back(int32_t(index.column.size()));
+            n_values += int32_t(columns[r].size()) * step;
+        }
+    }
+    return index;
+}
+
+// Calls visit(value, row, column) for every value in the order of the index.
+template <class Visit>
+void each_value(const Index& index, const Visit& visit) {
+    const Rows rows = index.rows();
+    int32_t value = 0;
+    for (int group = 0; group < rows.n_groups; ++group)
+        for (int32_t block = rows.group_ptr[group]; block < rows.group_ptr[group + 1]; ++block)
+            for (int32_t row = rows.group_row[group]; row < rows.group_row[group + 1]; ++row)
+                visit(value++, row, rows.column[block]);
+}
+
+}  // namespace
+
+template <class T>
+Network<T>::Network(const std::vector<LayerShape>& shapes) {
+    size_t size = 0;
+    for (const LayerShape& shape : shapes) {
+        Layer<T> layer;
+        layer.n_outputs = shape.n_outputs, layer.n_inputs = shape.n_inputs, layer.activation = shape.activation;
+        const uint8_t* mask = shape.mask;
+        const int n_outputs = shape.n_outputs, n_inputs = shape.n_inputs;
+        layer.forward = make_index(n_outputs, n_inputs, [&](int row, int column) { return mask[size_t(row) * n_inputs + column]; });
+        // Columns of a row-major mask lie far apart: turn it round once
+        std::vector<uint8_t> turned(size_t(n_outputs) * n_inputs);
+        for (int row = 0; row < n_outputs; ++row)
+            for (int column = 0; column < n_inputs; ++column)
+                turned[size_t(column) * n_outputs + row] = mask[size_t(row) * n_inputs + column];
+        layer.backward = make_index(n_inputs, n_outputs, [&](int row, int column) { return turned[size_t(row) * n_outputs + column]; });
+        std::vector<int32_t> place(size_t(n_outputs) * n_inputs, -1);
+        each_value(layer.forward, [&](int32_t value, int32_t row, int32_t column) {
+            layer.position.push_back(row * n_inputs + column);
+            place[size_t(row) * n_inputs + column] = value;
+        });
+        layer.permutation.resize(layer.position.size());
+        each_value(layer.backward, [&](int32_t value, int32_t row, int32_t column) {
+            layer.permutation[value] = place[size_t(column) * n_inputs + row];
+        });
+        layer.values = size;
+        layer.bias = size + layer.n_values();
+        layer.has_bias = shape.has_bias;
+        size = layer.bias + (shape.has_bias ? size_t(n_outputs) : 0);
+        layers_.push_back(std::move(layer));
+        transposed_.emplace_back(layers_.back().n_values());
+    }
+    values.assign(size, T(0));
+    for (auto* array : {&gradient, &mean, &square, &root}) array->assign(size, T(0));
+}
+
+template <class T>
+void Network<T>::prepare_transposed() {
+    if (transposed_valid_) return;
+    for (size_t l = 0; l < layers_.size(); ++l) {
+        const T* from = values.data() + layers_[l].values;
+        const int32_t* permutation = layers_[l].permutation.data();
+        T* to = transposed_[l].data();
+        for (size_t i = 0; i < transposed_[l].size(); ++i) to[i] = from[permutation[i]];
+    }
+    transposed_valid_ = true;
+}
+
+template <class T>
+const T* Network<T>::transposed(size_t layer) {
+    return transposed_[layer].data();
+}
+
+// --- Passes ---
+
+namespace {
+
+template <class T>
+struct Layout {
+    int lanes, full_width;
+    Panels panels;
+
+    Layout(const Kernels<T>& kernels, int n_samples)
+        : lanes(kernels.lanes), full_width(kPanelVectors * kernels.lanes) {
+        panels.n_panels = (n_samples + full_width - 1) / full_width;
+        const int rest = n_samples - (panels.n_panels - 1) * full_width;
+        panels.last_vectors = (rest + lanes - 1) / lanes;
+    }
+    int vectors(int panel) const { return panel == panels.n_panels - 1 ? panels.last_vectors : kPanelVectors; }
+    int samples(int panel, int n_samples) const { return std::min(full_width, n_samples - panel * full_width); }
+    size_t stride(int features) const { return size_t(features) * full_width; }
+    // Values of a whole batch
+    size_t size(int features) const {
+        return stride(features) * (panels.n_panels - 1) + size_t(features) * panels.last_vectors * lanes;
+    }
+};
+
+template <class T>
+Matrix<T> rows_from(const Matrix<T>& matrix, ptrdiff_t row) {
+    return {matrix.data + row * matrix.row_stride, matrix.row_stride, matrix.column_stride};
+}
+
+}  // namespace
+
+template <class T>
+bool run_forward(const std::vector<std::shared_ptr<Network<T>>>& networks, Matrix<const T> x, int n_samples,
+                 const std::vector<Matrix<T>>& y, int n_threads, Tape<T>* tape) {
+    const Kernels<T>& k = *kernels<T>();
+    const Layout<T> layout(k, n_samples);
+    const int n_inputs = networks[0]->layers()[0].n_inputs;
+    int widest = 0;
+    for (const auto& network : networks)
+        for (const Layer<T>& layer : network->layers()) widest = std::max(widest, layer.n_outputs);
+    if (tape != nullptr) {
+        tape->networks = networks, tape->kernels = &k, tape->n_samples = n_samples, tape->panels = layout.panels;
+        tape->input = store<T>().take(layout.size(n_inputs));
+        for (const auto& network : networks) {
+            tape->outputs.emplace_back();
+            for (const Layer<T>& layer : network->layers())
+                tape->outputs.back().push_back(store<T>().take(layout.size(layer.n_outputs)));
+        }
+    }
+    std::atomic<bool> finite{true};
+    parallel(layout.panels.n_panels, n_threads, [&](int panel) {
+        const int n_vectors = layout.vectors(panel), samples = layout.samples(panel, n_samples);
+        const size_t width = size_t(n_vectors) * layout.lanes;
+        // Without a tape two panels are enough: one to read and one to write, in turns
+        const Loan<T> packed = tape != nullptr ? Loan<T>() : Loan<T>(layout.stride(n_inputs));
+        const Loan<T> scratch = tape != nullptr ? Loan<T>() : Loan<T>(2 * layout.stride(widest));
+        T* input = tape != nullptr ? tape->input.data() + panel * layout.stride(n_inputs) : packed.data();
+        const Matrix<const T> source = rows_from(x, ptrdiff_t(panel) * layout.full_width);
+        k.pack(source.data, source.row_stride, source.column_stride, samples, n_inputs, n_vectors, input);
+        if (!k.finite(n_inputs * width, input)) finite = false;
+        for (size_t n = 0; n < networks.size(); ++n) {
+            const T* from = input;
+            const auto& layers = networks[n]->layers();
+            const T* values = networks[n]->values.data();
+            for (size_t l = 0; l < layers.size(); ++l) {
+                T* to = tape != nullptr ? tape->outputs[n][l].data() + panel * layout.stride(layers[l].n_outputs)
+                                        : scratch.data() + l % 2 * layout.stride(widest);
+                k.forward(layers[l].forward.rows(), values + layers[l].values, layers[l].has_bias ? values + layers[l].bias : nullptr,
+                          layers[l].activation, n_vectors, from, to);
+                from = to;
+            }
+            const Matrix<T> target = rows_from(y[n], ptrdiff_t(panel) * layout.full_width);
+            k.unpack(from, samples, layers.back().n_outputs, n_vectors, target.data, target.row_stride, target.column_stride, false);
+            if (!k.finite(layers.back().n_outputs * width, from)) finite = false;
+        }
+    });
+    return finite;
+}
+
+template <class T>
+void run_backward(const Tape<T>& tape, const std::vector<Matrix<const T>>& dy, const std::vector<bool>& wanted,
+                  const std::vector<bool>& accumulate, Matrix<T> dx, int n_threads) {
+    const Kernels<T>& k = *tape.kernels;
+    const Layout<T> layout(k, tape.n_samples);
+    const size_t n_networks = tape.networks.size();
+    const int n_inputs = tape.networks[0]->layers()[0].n_inputs;
+    // Gradients of every layer's output before its activation, [network][layer]
+    std::vector<std::vector<Loan<T>>> deltas(n_networks);
+    for (size_t n = 0; n < n_networks; ++n) {
+        tape.networks[n]->prepare_transposed();
+        for (const Layer<T>& layer : tape.networks[n]->layers()) deltas[n].emplace_back(layout.size(layer.n_outputs));
+    }
+    parallel(layout.panels.n_panels, n_threads, [&](int panel) {
+        const int n_vectors = layout.vectors(panel), samples = layout.samples(panel, tape.n_samples);
+        const Loan<T> below = dx.data != nullptr ? Loan<T>(layout.stride(n_inputs)) : Loan<T>();
+        for (size_t n = 0; n < n_networks; ++n) {
+            const auto& layers = tape.networks[n]->layers();
+            const auto at = [&](const auto& buffer, int features) { return buffer.data() + panel * layout.stride(features); };
+            const size_t last = layers.size() - 1;
+            T* top = at(deltas[n][last], layers[last].n_outputs);
+            const Matrix<const T> source = rows_from(dy[n], ptrdiff_t(panel) * layout.full_width);
+            k.pack(source.data, source.row_stride, source.column_stride, samples, layers[last].n_outputs, n_vectors, top);
+            if (layers[last].activation != kIdentity)
+                k.derivative(layers[last].activation, size_t(layers[last].n_outputs) * n_vectors * k.lanes,
+                             at(tape.outputs[n][last], layers[last].n_outputs), top);
+            for (size_t l = last; l > 0; --l)
+                k.backward(layers[l].backward.rows(), tape.networks[n]->transposed(l), layers[l - 1].activation, n_vectors,
+                           at(deltas[n][l], layers[l].n_outputs), at(tape.outputs[n][l - 1], layers[l].n_inputs),
+                           at(deltas[n][l - 1], layers[l].n_inputs));
+            if (dx.data != nullptr) {
+                k.backward(layers[0].backward.rows(), tape.networks[n]->transposed(0), kIdentity, n_vectors,
+                           at(deltas[n][0], layers[0].n_outputs), nullptr, below.data());
+                const Matrix<T> target = rows_from(dx, ptrdiff_t(panel) * layout.full_width);
+                k.unpack(below.data(), samples, n_inputs, n_vectors, target.data, target.row_stride, target.column_stride, n > 0);
+            }
+        }
+    });
+    // Pieces of about the same work. Each value is summed over the batch by one thread, in one order
+    struct Piece {
+        size_t network, layer;
+        int begin, end;
+    };
+    std::vector<Piece> pieces;
+    for (size_t n = 0; n < n_networks; ++n) {
+        if (!wanted[n]) continue;
+        const auto& layers = tape.networks[n]->layers();
+        for (size_t l = 0; l < layers.size(); ++l) {
+            const Rows rows = layers[l].forward.rows();
+            const int limit = n_threads <= 1 ? INT32_MAX : 2048;
+            for (int begin = 0, end = 0; begin < rows.n_groups; begin = end) {
+                while (end < rows.n_groups && (end == begin || rows.group_ptr[end] - rows.group_ptr[begin] < limit)) ++end;
+                pieces.push_back({n, l, begin, end});
+            }
+        }
+    }
+    parallel(int(pieces.size()), n_threads, [&](int i) {
+        const Piece& piece = pieces[i];
+        Network<T>& network = *tape.networks[piece.network];
+        const Layer<T>& layer = network.layers()[piece.layer];
+        const Buffer<T>& input = piece.layer == 0 ? tape.input : tape.outputs[piece.network][piece.layer - 1];
+        T* gradient = network.gradient.data();
+        k.weight_gradient(layer.forward.rows(), tape.panels, layout.stride(layer.n_inputs), layout.stride(layer.n_outputs), piece.begin,
+                          piece.end, accumulate[piece.network], input.data(), deltas[piece.network][piece.layer].data(), gradient + layer.values,
+                          layer.has_bias ? gradient + layer.bias : nullptr);
+    });
+}
+
+#define INSTANTIATE(T)                                                                                                          \
+    template const Kernels<T>* kernels<T>();                                                                                    \
+    template class Network<T>;                                                                                                  \
+    template struct Tape<T>;                                                                                                    \
+    template bool run_forward<T>(const std::vector<std::shared_ptr<Network<T>>>&, Matrix<const T>, int,                         \
+                                 const std::vector<Matrix<T>>&, int, Tape<T>*);                                                 \
+    template void run_backward<T>(const Tape<T>&, const std::vector<Matrix<const T>>&, const std::vector<bool>&,                \
+                                  const std::vector<bool>&, Matrix<T>, int);
+INSTANTIATE(float)
+INSTANTIATE(double)
+
+}  // namespace engine

@@ -1,0 +1,160 @@
+"""
+Target updates over survivors.
+
+Stable-Baselines3's ``polyak_update`` writes ``target.data.mul_(1 - tau)`` and then ``th.add(target.data, online.data,
+alpha=tau, out=target.data)``: two passes over dense memory. Both are the identity on zeros, so a Parameter that knows its
+survivors can do them on those alone, with the same result. It does so where that function asks for its ``data``; everybody
+else gets torch's own.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from types import CodeType
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from torch import nn
+
+if TYPE_CHECKING:
+    from sb3_sparse.engine.mirror import Mirror
+
+#: Code of the functions that are given data which knows its survivors; they use it for ``mul_`` and ``th.add`` alone.
+TARGET_UPDATES: set[CodeType] = set()
+
+_plain_data: Any = th.Tensor.data  # type: ignore[assignment]  # the getset descriptor
+
+
+class SurvivorParameter(nn.Parameter):
+    """
+    A weight with a :class:`~sb3_sparse.engine.mirror.Mirror`. ``data`` is the one way to write to a tensor that leaves no
+    trace in its version counter; here it leaves one.
+    """
+
+    mirror: Mirror | None
+    place: int
+    #: Somebody may hold memory of this weight that is written to unseen.
+    exposed: bool
+
+    @classmethod
+    def adopt(cls, weight: nn.Parameter) -> None:
+        """
+        Turn a Parameter into a :class:`SurvivorParameter`, in place.
+
+        :param weight: A plain Parameter, or one that is adopted already.
+        """
+        if type(weight) is nn.Parameter:
+            weight.__class__ = cls
+            weight.mirror, weight.place, weight.exposed, weight.held_data, weight.agreed = None, 0, False, None, None  # type: ignore[attr-defined]
+
+    #: What ``data`` gave last.
+    held_data: _Data | None
+    held_address: int
+    #: Mirror of another weight and the two masks' versions, when the masks were last found to be the same.
+    agreed: tuple[Any, int, int] | None
+
+    @property
+    def data(self) -> th.Tensor:  # type: ignore[override]
+        if self.mirror is None:
+            return _plain_data.__get__(self)
+        if sys._getframe(1).f_code not in TARGET_UPDATES:
+            self.exposed = True
+            return _plain_data.__get__(self)
+        view = self.held_data
+        if view is None or self.held_address != self.data_ptr():
+            view = self.held_data = _plain_data.__get__(self).as_subclass(_Data)
+            view.owner, self.held_address = weakref.ref(self), self.data_ptr()
+        return view
+
+    @data.setter
+    def data(self, value: th.Tensor) -> None:
+        self.exposed, self.held_data = True, None
+        _plain_data.__set__(self, value)
+
+    def is_mirrored(self) -> bool:
+        """Whether the mirror holds this weight as it is."""
+        mirror, index = self.mirror, self.place
+        return (
+            mirror is not None
+            and not self.exposed
+            and mirror.weights[index] is self
+            and mirror.seen[index] == self._version
+            and mirror.mask_versions[index] == mirror.layers[index].mask_version
+            and mirror.addresses[index] == self.data_ptr()
+        )
+
+    def has_mask_of(self, other: SurvivorParameter) -> bool:
+        """
+        :param other: Another weight; both are mirrored.
+        :return: Whether both have the same survivors.
+        """
+        assert self.mirror is not None and other.mirror is not None
+        own, others = self.mirror.layers[self.place], other.mirror.layers[other.place]
+        versions = (other.mirror, own.mask_version, others.mask_version)
+        if self.agreed != versions:
+            if not th.equal(own.weight_mask, others.weight_mask):
+                return False
+            self.agreed = versions
+        return True
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
+        # Whoever copies a network gives it a mirror of its own when it needs one
+        if id(self) not in memo:
+            copy = nn.Parameter(self.detach().clone(memory_format=th.preserve_format), self.requires_grad)
+            SurvivorParameter.adopt(copy)
+            memo[id(self)] = copy
+        return memo[id(self)]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return nn.Parameter(self.detach(), self.requires_grad).__reduce_ex__(protocol)
+
+
+class _Data(th.Tensor):
+    """What ``SurvivorParameter.data`` gives to a target update: the plain tensor, which knows its survivors."""
+
+    owner: weakref.ref[SurvivorParameter]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _mul_ or func is _add:
+            written = kwargs.get("out", args[0])
+            if (_scale_survivors if func is _mul_ else _add_survivors)(*args, **kwargs):
+                return written
+            if isinstance(written, _Data) and (owner := written.owner()) is not None and owner.mirror is not None:
+                owner.mirror.seen[owner.place] = -1
+        with th._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
+_mul_, _add = th.Tensor.mul_, th.add
+
+
+def _scale_survivors(target: Any, factor: Any, *others: Any) -> bool:
+    if others or type(target) is not _Data or type(factor) is not float:
+        return False
+    owner = target.owner()
+    if owner is None or owner.mirror is None or not owner.is_mirrored():
+        return False
+    owner.mirror.network.scale(owner.place, factor)
+    return True
+
+
+def _add_survivors(target: Any, online: Any, *others: Any, alpha: Any = 1, out: Any = None) -> bool:
+    if others or out is not target or type(target) is not _Data or type(online) is not _Data:
+        return False
+    to, source = target.owner(), online.owner()
+    if to is None or source is None or not to.is_mirrored() or not source.is_mirrored() or not to.has_mask_of(source):
+        return False
+    assert to.mirror is not None and source.mirror is not None
+    to.mirror.network.add(to.place, alpha, source.mirror.network, source.place)
+    return True
+
+
+def is_mirrored(weight: th.Tensor) -> bool:
+    """
+    :param weight: A weight.
+    :return: Whether a mirror holds it as it is: whatever wrote to it last wrote to survivors alone.
+    """
+    return isinstance(weight, SurvivorParameter) and weight.is_mirrored()
