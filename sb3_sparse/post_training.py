@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
@@ -51,6 +52,10 @@ def _given(data: Any, policy: SparsePolicyMixin) -> Observations:
     data = {key: np.asarray(part) for key, part in data.items()} if isinstance(data, Mapping) else np.asarray(data)
     if (isinstance(data, np.ndarray) and data.ndim == 0) or _length(data) == 0:
         raise ValueError("calibration without data: `data` holds no observation. Give observations, or leave it out")
+    keys = sorted(data) if isinstance(data, Mapping) else None
+    wanted = sorted(policy.observation_space) if isinstance(policy.observation_space, spaces.Dict) else None
+    if keys != wanted:
+        raise ValueError(f"`data` must hold observations of {policy.observation_space}, one per row, got {keys or 'an array'}")
     try:
         _, vectorized = policy.obs_to_tensor(_slice(data, slice(0, 1)))
     except (ValueError, KeyError, TypeError, AssertionError) as error:

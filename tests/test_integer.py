@@ -92,9 +92,7 @@ def test_a_division_is_not_a_multiplication_by_the_reciprocal():
     for index in where[:50]:
         expected = round(float32(float(values[index]) / float(scale[index])))
         assert integer.quantize_activations(values[index : index + 1], scale[index], 0, 8)[0] == expected
-        tensor = quantizer.quantize_activations(
-            th.tensor([values[index]]), th.tensor(scale[index]), th.tensor(0.0), 8
-        )
+        tensor = quantizer.quantize_activations(th.tensor([values[index]]), th.tensor(scale[index]), th.tensor(0.0), 8)
         assert int(tensor) == expected
 
 
@@ -127,7 +125,9 @@ def test_activations_numpy_torch_python(one, other, bits, values):
     assert zero_point == min(max(round(float32(-bottom / float(scale))), 0), limit)
     for value, result in zip(values, quantized, strict=True):
         quotient = np.float32(float(value) / float(scale)) if abs(value) / float(scale) < 3e38 else value * np.inf
-        assert result == (0 if quotient < -1e9 else limit if quotient > 1e9 else min(max(round(quotient) + zero_point, 0), limit))
+        assert result == (
+            0 if quotient < -1e9 else limit if quotient > 1e9 else min(max(round(quotient) + zero_point, 0), limit)
+        )
 
 
 @given(NUMBERS, NUMBERS, INPUT_BITS)
@@ -138,9 +138,7 @@ def test_real_zero_is_exact_and_the_range_is_covered(one, other, bits):
     assert zero[0] == zero_point
     assert integer.dequantize_activations(zero, scale, zero_point)[0] == 0.0
     values = np.linspace(low, high, 50).astype(np.float32)
-    back = integer.dequantize_activations(
-        integer.quantize_activations(values, scale, zero_point, bits), scale, zero_point
-    )
+    back = integer.dequantize_activations(integer.quantize_activations(values, scale, zero_point, bits), scale, zero_point)
     if high - low > 1e-30:
         # Half a step, and at the ends another half for the zero point, which was rounded too
         assert (np.abs(back.astype(np.float64) - values) <= float(scale) * 1.01).all()
@@ -338,9 +336,7 @@ def test_float_inputs_keep_only_the_weights_quantized(kind):
     assert layer.quantizer.is_ready
     with th.no_grad():
         outputs = layer(inputs)
-        weight = th.from_numpy(
-            integer.dequantize_weights(integer_layer(layer).weight, integer_layer(layer).weight_scales)
-        )
+        weight = th.from_numpy(integer.dequantize_weights(integer_layer(layer).weight, integer_layer(layer).weight_scales))
         assert th.equal(weight, layer.quantizer.dequantized(layer.weight))
     reference = integer_layer(layer)(inputs.numpy())
     assert np.allclose(outputs.numpy(), reference, rtol=1e-5, atol=1e-5)
@@ -371,9 +367,7 @@ def test_straight_through_gradients(kind, input_bits):
         assert not inside.all()
     values = values.requires_grad_()
     weight = layer.quantizer.dequantized(layer.weight.detach()).requires_grad_()
-    product = (
-        layer._conv_forward(values, weight, None) if kind.startswith("conv") else th.nn.functional.linear(values, weight)
-    )
+    product = layer._conv_forward(values, weight, None) if kind.startswith("conv") else th.nn.functional.linear(values, weight)
     product.backward(seed)
     assert th.allclose(inputs.grad, values.grad * inside, rtol=1e-4, atol=1e-5)
     assert th.allclose(layer.weight.grad, weight.grad * layer.weight_mask, rtol=1e-4, atol=1e-4)
