@@ -170,7 +170,7 @@ def _product(inputs: NDArray, weight: NDArray, convolution: Convolution | None) 
     return np.concatenate(outputs, axis=3).transpose(0, 3, 1, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class IntegerLayer:
     """
     A quantized layer, ready to be computed anywhere.

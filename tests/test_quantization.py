@@ -6,6 +6,8 @@ import random
 import numpy as np
 import pytest
 import torch as th
+import yaml
+from rl_zoo3.utils import get_callback_list
 from sb3_contrib import QRDQN, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import ConvertCallback
@@ -299,6 +301,31 @@ def test_compiled_policies(algorithm, monkeypatch):
         model.learn(48, callback=aware(algorithm))
     assert all(layer.quantizer.is_ready for layer in quantized_layers(model).values())
     assert_pruned_weights_stay_zero(model)
+
+
+def test_rl_zoo3_makes_the_callback_from_yaml():
+    text = """
+callback:
+  - sb3_sparse.QuantizationAware: {bits: 6, input_bits: float, begin: 0.25, networks: [q_net], exempt_layers: last}
+"""
+    (callback,) = get_callback_list(yaml.safe_load(text))
+    model = sparse_model(DQN)
+    model.learn(60, callback=callback)
+    assert callback._begin == 15
+    assert {name: (layer.weight_bits, layer.quantizer.input_bits) for name, layer in quantized_layers(model).items()} == {
+        "q_net.q_net.0": (6, None),
+        "q_net.q_net.2": (6, 8),
+    }
+
+
+def test_on_a_gpu():
+    if not th.cuda.is_available():
+        pytest.skip("no CUDA device")
+    model = sparse_model(TD3, device="cuda")
+    model.learn(64, callback=aware(TD3))
+    assert_invariants(model)
+    shown = observations(model)
+    assert np.allclose(network_output(model, shown), integer_forward(model, shown), atol=1e-5)
 
 
 def test_log(tmp_path):
