@@ -11,6 +11,7 @@ from sb3_sparse.buffers import DynamicNStepReplayBuffer
 from sb3_sparse.callbacks import SparsityLogger
 from sb3_sparse.convert import to_stock
 from sb3_sparse.growth import SET, RigL
+from sb3_sparse.integer_policy import integer_forward
 from sb3_sparse.policies import (
     SparseActorCriticCnnPolicy,
     SparseActorCriticPolicy,
@@ -41,7 +42,10 @@ from sb3_sparse.policies import (
     register_policies,
     sparse_policy,
 )
+from sb3_sparse.post_training import quantize
 from sb3_sparse.presets import preset
+from sb3_sparse.quantization import integer_arithmetic
+from sb3_sparse.quantization_aware import QuantizationAware
 from sb3_sparse.refresh import MaskRefresh
 from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.report import SparsityReport, sparsity_report
@@ -55,6 +59,7 @@ __all__ = [
     "DynamicNStepReplayBuffer",
     "DynamicReplayCapacity",
     "MaskRefresh",
+    "QuantizationAware",
     "RigL",
     "SparseActorCriticCnnPolicy",
     "SparseActorCriticPolicy",
@@ -85,7 +90,10 @@ __all__ = [
     "SparsityLogger",
     "SparsityReport",
     "TopologyEvent",
+    "integer_arithmetic",
+    "integer_forward",
     "preset",
+    "quantize",
     "register_policies",
     "sparse_policy",
     "sparsity_report",

@@ -17,6 +17,7 @@ from torch import nn
 from typing_extensions import Self
 
 from sb3_sparse.patterns import Pattern
+from sb3_sparse.quantizer import Quantizer
 
 
 class _MaskGradient:
@@ -69,6 +70,8 @@ class SparseLayer(nn.Module):
     #: Whether ``backward()`` leaves the gradient, as it was before masking, in ``dense_gradient``.
     wants_dense_gradient: bool
     dense_gradient: th.Tensor | None
+    #: Set, and only then a submodule, while the layer is quantized; see :meth:`set_quantizer`.
+    quantizer: Quantizer | None
 
     @classmethod
     def from_dense(cls, layer: nn.Module) -> Self:
@@ -85,8 +88,30 @@ class SparseLayer(nn.Module):
         layer.register_buffer("mask_values", None, persistent=False)
         layer.wants_dense_gradient, layer.dense_gradient = False, None
         layer.own_pattern = None
+        layer.quantizer = None
         layer.refresh()
         return layer
+
+    def forward(self, input: th.Tensor) -> th.Tensor:
+        """The stock layer's, or what its quantizer makes of it."""
+        if self.quantizer is None:
+            return super().forward(input)
+        if self.training and th.is_grad_enabled():
+            self.quantizer.observe(input)
+        return self.quantizer(self, input) if self.quantizer.is_ready else super().forward(input)
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of a weight: 32, or fewer where the layer is quantized."""
+        return 32 if self.quantizer is None else self.quantizer.weight_bits
+
+    def set_quantizer(self, quantizer: Quantizer | None) -> None:
+        """
+        :param quantizer: How to quantize the layer from now on; None: not at all.
+        """
+        # While there is none, it is a plain attribute: found faster than a submodule, and not in the layer's repr
+        del self.quantizer
+        self.quantizer = quantizer
 
     def replace_mask(self, mask: th.Tensor) -> None:
         """
@@ -147,6 +172,9 @@ class SparseLayer(nn.Module):
         super()._save_to_state_dict(*args)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        quantized = f"{prefix}quantizer.settings" in state_dict
+        if f"{prefix}weight" in state_dict and quantized != (self.quantizer is not None):
+            self.set_quantizer(Quantizer().to(self.weight.device) if quantized else None)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.refresh()
 

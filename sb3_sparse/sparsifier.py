@@ -27,6 +27,7 @@ from sb3_sparse.engine.target import is_mirrored
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.moments import moments_of, restart_moments, starts_elsewhere
 from sb3_sparse.plan import LayerPlan
+from sb3_sparse.quantizer import Quantizer
 
 #: Which masks a target network can have.
 TARGET_MASKS = ("online", "own_topk")
@@ -252,6 +253,17 @@ class Sparsifier(nn.Module):
             if name not in masks or values.shape != masks[name].shape:
                 raise ValueError(f"`grown_values` of layer {name!r} needs a mask of the same shape in `masks`")
 
+    def set_quantizer(self, name: str, quantizer: Quantizer | None) -> None:
+        """
+        Quantize a layer, and the layers of target networks that follow it: with the same ranges of inputs, each with the
+        scales of its own weights.
+
+        :param name: Name of the online layer.
+        :param quantizer: How; None: not at all.
+        """
+        for layer in (self.layers[name], *self.targets[name]):
+            layer.set_quantizer(quantizer)
+
     # --- Updaters ---
 
     def driver(self, network: str) -> str:
@@ -421,6 +433,8 @@ class Sparsifier(nn.Module):
             found.append("target weight is not 0 outside the mask")
         if target.own_pattern is None and not th.equal(target.weight_mask, layer.weight_mask):
             found.append("the target's mask differs")
+        if target.quantizer is not layer.quantizer:
+            found.append("the target is not quantized as the online layer is")
         if target.n_active != layer.n_active or target.n_active != int(target.weight_mask.sum()):
             found.append(f"the target has {int(target.weight_mask.sum())} positions, online are {layer.n_active}")
         if target.own_pattern is not None and not target.own_pattern.is_legal(target.weight_mask):
@@ -491,6 +505,9 @@ class Sparsifier(nn.Module):
         self.n_planned = {name: layer.n_active for name, layer in self.layers.items()}
         self.pruned_values = {}
         self._apply_target_masks()
+        for name, layer in self.layers.items():
+            # They were one object in the model that was saved, and loaded as two
+            self.set_quantizer(name, layer.quantizer)
         self.attach()
         self.project()
 
