@@ -39,15 +39,16 @@ class SparseSequential(nn.Sequential):
 
     The native kernels run it when the engine is to be used (see :class:`~sb3_sparse.engine.choice.Choice`) and the input is
     a float32 or float64 matrix on the CPU; torch runs it otherwise: while something hooks into it, traces or compiles it,
-    while an updater wants dense gradients, and where a target layer settles on a mask of its own.
+    while an updater wants dense gradients, where a target layer settles on a mask of its own, and once a layer is quantized.
     """
 
-    choice: Choice
+    #: None: a sequence that was not adopted, such as a slice of one; torch runs it.
+    choice: Choice | None = None
     #: Whether weights get no gradients when the input wants one: the critic in the actor's update, whose gradients
     #: every stock algorithm throws away.
-    frozen_for_inputs: bool
+    frozen_for_inputs: bool = False
     #: Set while the sequence is called as one of an :class:`Ensemble`.
-    ensemble: _Running | None
+    ensemble: _Running | None = None
     _mirrors: dict[th.dtype, Mirror]
     _decided: dict[tuple[int, ...], bool]
 
@@ -97,7 +98,7 @@ class SparseSequential(nn.Sequential):
         :return: The mirror that runs it natively, None if torch is to run it.
         """
         # Comes before every pass: the cheap questions first, and none twice
-        if not self.choice.possible or type(x) is not th.Tensor or x.dim() != 2 or not x.is_cpu:
+        if self.choice is None or not self.choice.possible or type(x) is not th.Tensor or x.dim() != 2 or not x.is_cpu:
             return None
         dtype = x.dtype
         if dtype not in SUPPORTED_DTYPES:
@@ -106,7 +107,7 @@ class SparseSequential(nn.Sequential):
             if hooks:
                 return None
         for layer in self.layers:
-            if layer.wants_dense_gradient or layer.own_pattern is not None:
+            if layer.wants_dense_gradient or layer.own_pattern is not None or layer.quantizer is not None:
                 return None
         if th.is_autocast_enabled("cpu") or th._C._get_tracing_state() or th._C._functorch.maybe_current_level() is not None:
             return None
@@ -148,7 +149,8 @@ class SparseSequential(nn.Sequential):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._prepare()
+        if self.choice is not None:
+            self._prepare()
 
 
 class Ensemble(list[SparseSequential]):

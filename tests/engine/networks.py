@@ -64,12 +64,8 @@ def make_sequence(shape: Shape, *, dtype: th.dtype = th.float32, engine: str = "
                 parameter.copy_(th.randn(parameter.shape, generator=generator, dtype=dtype) / n_inputs**0.5)
         layer = SparseLinear.from_dense(stock)
         pattern = parse_pattern(shape.pattern)
-        weight_shape = (n_outputs, n_inputs)
-        if pattern.fixed_sparsity is None:
-            budget = pattern.budget(weight_shape, round(density * n_inputs * n_outputs))
-        else:
-            budget = pattern.budget_of(pattern.select(th.rand(weight_shape, generator=generator), None))
-        layer.replace_mask(pattern.select(th.rand(weight_shape, generator=generator), budget))
+        budget = pattern.budget((n_outputs, n_inputs), round(density * n_inputs * n_outputs))
+        layer.replace_mask(pattern.select(th.rand(n_outputs, n_inputs, generator=generator), budget))
         modules.append(layer)
         if ACTIVATIONS[activation] is not None:
             modules.append(ACTIVATIONS[activation]())
