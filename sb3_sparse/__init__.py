@@ -10,6 +10,7 @@ from importlib.metadata import version
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
 from sb3_sparse.callbacks import SparsityLogger
 from sb3_sparse.convert import to_stock
+from sb3_sparse.gradual import GradualPruning
 from sb3_sparse.growth import SET, RigL
 from sb3_sparse.policies import (
     SparseActorCriticCnnPolicy,
@@ -54,6 +55,7 @@ __all__ = [
     "DelayedNStep",
     "DynamicNStepReplayBuffer",
     "DynamicReplayCapacity",
+    "GradualPruning",
     "MaskRefresh",
     "RigL",
     "SparseActorCriticCnnPolicy",
