@@ -46,6 +46,7 @@ from sb3_sparse.presets import preset
 from sb3_sparse.refresh import MaskRefresh
 from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.report import SparsityReport, sparsity_report
+from sb3_sparse.shrink import shrink
 from sb3_sparse.topology import TopologyEvent
 
 __version__ = version("sb3-sparse")
@@ -89,6 +90,7 @@ __all__ = [
     "TopologyEvent",
     "preset",
     "register_policies",
+    "shrink",
     "sparse_policy",
     "sparsity_report",
     "to_stock",

@@ -234,7 +234,12 @@ class SparsityReport:
     def _flop_rows(self) -> list[list[str]]:
         named = [("one action", self.inference), (f"one gradient step (batch {self.batch_size})", self.training)]
         return [
-            [name, f"{flops.sparse:,.0f}", f"{flops.dense:,.0f}", f"{flops.dense / flops.sparse:.1f}x"]
+            [
+                name,
+                f"{flops.sparse:,.0f}",
+                f"{flops.dense:,.0f}",
+                f"{flops.dense / flops.sparse:.1f}x" if flops.sparse else "-",
+            ]
             for name, flops in named
             if flops is not None
         ]
