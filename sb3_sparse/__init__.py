@@ -43,6 +43,7 @@ from sb3_sparse.policies import (
     sparse_policy,
 )
 from sb3_sparse.presets import preset
+from sb3_sparse.prune import sparsify
 from sb3_sparse.refresh import MaskRefresh
 from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.report import SparsityReport, sparsity_report
@@ -92,6 +93,7 @@ __all__ = [
     "register_policies",
     "shrink",
     "sparse_policy",
+    "sparsify",
     "sparsity_report",
     "to_stock",
 ]

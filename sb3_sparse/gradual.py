@@ -7,33 +7,21 @@ from typing import Any
 
 import torch as th
 
-from sb3_sparse.checks import require_choice, require_integer
+from sb3_sparse.checks import require_integer
 from sb3_sparse.distributions import apportion
-from sb3_sparse.magnitude import largest_of_layer, largest_of_network
+from sb3_sparse.magnitude import SCOPES, check_scope, largest_of_layer, largest_of_network
 from sb3_sparse.patterns import Budget, Unstructured
-from sb3_sparse.plan import LayerPlan, SparsityConfig, check_sparsity, make_plan
+from sb3_sparse.plan import (
+    LayerPlan,
+    SparsityConfig,
+    check_sparsity,
+    make_plan,
+    refuse_growth,
+    refuse_layer_growth,
+)
 from sb3_sparse.policies import sparse_policy
 from sb3_sparse.schedules import gradual
 from sb3_sparse.topology import TopologyCallback, check_moment
-
-#: Across what magnitudes are compared.
-SCOPES = ("layer", "global")
-
-
-def check_scope(scope: str, distribution: Any) -> str:
-    """
-    :param scope: ``"layer"`` or ``"global"``.
-    :param distribution: The distribution that was given beside it.
-    :return: The scope.
-    :raises ValueError: If it is neither, or global beside a distribution.
-    """
-    require_choice("scope", scope, SCOPES)
-    if scope == "global" and distribution is not None:
-        raise ValueError(
-            f"`scope`='global' and `distribution`={distribution!r} are both given: with the global scope the magnitudes "
-            "decide how a network's sparsity is spread over its layers. Leave one of them out"
-        )
-    return scope
 
 
 class GradualPruning(TopologyCallback):
@@ -173,23 +161,18 @@ class GradualPruning(TopologyCallback):
             weights = (sparsifier.layers[name].weight for name in names)
             sizes = (sparsifier.plan[name].pattern.pieces(weight)[1] for name, weight in zip(names, weights, strict=True))
             slack = max(int(size.max()) for size in sizes) - 1
-        if n_final > n_now + slack:
-            members = sparsifier.networks[network]
-            total = sum(sparsifier.layers[name].weight.numel() for name in members)
-            present = 1 - sum(sparsifier.layers[name].n_active for name in members) / total
-            final = present - (n_final - n_now) / total
-            raise ValueError(
-                f"`final_sparsity` of network {network!r} is {final:.4f}, below its present sparsity {present:.4f}: pruned "
-                "weights never return. Give the present one or more"
-            )
+        members = sparsifier.networks[network]
+        n_active = {name: sparsifier.layers[name].n_active for name in members}
+        refuse_growth(
+            {name: self._final[name] for name in members},
+            n_active,
+            n_final + sum(n_active.values()) - n_now,
+            argument="final_sparsity",
+            slack=slack,
+        )
         if self.scope == "layer":
             for name in names:
-                mask, final_plan = sparsifier.layers[name].weight_mask, self._final[name]
-                if any(now < then for now, then in zip(self._budget_now(name), final_plan.budget, strict=True)):
-                    raise ValueError(
-                        f"the final plan gives layer {name!r} {final_plan.n_active} weights, more than the {int(mask.sum())} "
-                        "it has: pruned weights never return. Choose another `distribution` or `scope`='global'"
-                    )
+                refuse_layer_growth(self._final[name], self._budget_now(name), n_active[name])
         return n_now > n_final
 
     def _n_active(self, network: str) -> int:

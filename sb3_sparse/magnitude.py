@@ -7,10 +7,15 @@ A weight that is pruned never returns: masks are chosen among the positions that
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch as th
 
+from sb3_sparse.checks import require_choice
 from sb3_sparse.patterns import Budget, Pattern
+
+#: Across what magnitudes are compared.
+SCOPES = ("layer", "global")
 
 
 def magnitudes(weight: th.Tensor, mask: th.Tensor) -> th.Tensor:
@@ -69,3 +74,19 @@ def largest_of_network(
         name: patterns[name].from_pieces(part, weights[name].shape)
         for name, part in zip(weights, kept.split(lengths), strict=True)
     }
+
+
+def check_scope(scope: str, distribution: Any) -> str:
+    """
+    :param scope: ``"layer"`` or ``"global"``.
+    :param distribution: The distribution that was given beside it.
+    :return: The scope.
+    :raises ValueError: If it is neither, or global beside a distribution.
+    """
+    require_choice("scope", scope, SCOPES)
+    if scope == "global" and distribution is not None:
+        raise ValueError(
+            f"`scope`='global' and `distribution`={distribution!r} are both given: with the global scope the magnitudes "
+            "decide how a network's sparsity is spread over its layers. Leave one of them out"
+        )
+    return scope

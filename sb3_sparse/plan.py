@@ -334,6 +334,42 @@ def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo], *, argument: 
     return {layer.name: _layer_plan(layer, pattern, wanted[layer.name], layer.name in exempt) for layer in layers}
 
 
+def refuse_growth(
+    plan: Mapping[str, LayerPlan], n_active: Mapping[str, int], n_final: int, *, argument: str, slack: int = 0
+) -> None:
+    """
+    Refuse to prune a network to fewer zeros than it has.
+
+    :param plan: What its layers shall become.
+    :param n_active: Positions that every one of its layers has.
+    :param n_final: Positions that all of them shall have together.
+    :param argument: How the error names the sparsity.
+    :param slack: By how many positions the present number may be too low.
+    :raises ValueError: Naming both sparsities.
+    """
+    n_now, total = sum(n_active.values()), sum(plan[name].info.n_weights for name in n_active)
+    if n_final > n_now + slack:
+        network = next(iter(plan.values())).info.network
+        raise ValueError(
+            f"`{argument}` of network {network!r} is {1 - n_final / total:.4f}, below its present sparsity "
+            f"{1 - n_now / total:.4f}: pruned weights never return. Give the present one or more"
+        )
+
+
+def refuse_layer_growth(plan: LayerPlan, present: Budget, n_active: int) -> None:
+    """
+    :param plan: What a layer shall become.
+    :param present: Budget of the mask it has.
+    :param n_active: Positions of that mask.
+    :raises ValueError: If the plan asks for more than there is.
+    """
+    if any(now < then for now, then in zip(present, plan.budget, strict=True)):
+        raise ValueError(
+            f"the final plan gives layer {plan.info.name!r} {plan.n_active} weights, more than the {n_active} it has: pruned "
+            "weights never return. Choose another `distribution` or `scope`='global'"
+        )
+
+
 def _layer_plan(layer: LayerInfo, pattern: Pattern, n_active: float, exempt: bool) -> LayerPlan:
     if exempt:
         return LayerPlan(layer, Unstructured(), (layer.n_weights,), exempt=True)

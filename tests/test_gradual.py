@@ -135,7 +135,7 @@ def test_every_algorithm_and_policy(algorithm, kind, monkeypatch):
 
     callback._update = record
     with watched(model, monkeypatch) as met:
-        model.learn(64, callback=callback)
+        model.learn(48, callback=callback)
     assert met["step"] > 0
     sparsifier = sparse_policy(model).sparsifier
     planned = sparse_policy(make_model(algorithm, kind, policy_kwargs=dict(sparsity=0.8))).sparsifier.n_planned
@@ -149,7 +149,7 @@ def test_every_algorithm_and_policy(algorithm, kind, monkeypatch):
 @pytest.mark.parametrize(
     ("pattern", "scope"), [("2:4", "layer"), ("1:4", "layer"), ("block:2x2", "layer"), ("block:2x2", "global")]
 )
-@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN, PPO])
+@pytest.mark.parametrize("algorithm", [TD3, DQN, PPO])
 def test_patterns_hold_at_every_step(algorithm, pattern, scope, monkeypatch, tmp_path):
     final = None if ":4" in pattern else 0.7
     model = dense_model(algorithm, policy_kwargs=dict(pattern=pattern, net_arch=[24, 18]))
