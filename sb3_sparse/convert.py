@@ -17,6 +17,7 @@ Model = TypeVar("Model", bound=BaseAlgorithm)
 
 MASK_SUFFIX = ".weight_mask"
 SPARSIFIER_PREFIX = "sparsifier."
+UPDATER_PREFIX = f"{SPARSIFIER_PREFIX}updater_state."
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch as th
 
 from sb3_sparse.checks import require_integer
 from sb3_sparse.distributions import apportion
-from sb3_sparse.magnitude import SCOPES, check_scope, largest_of_layer, largest_of_network
+from sb3_sparse.magnitude import SCOPES, check_scope, largest_of_layer, largest_of_network, rounding_of_network
 from sb3_sparse.patterns import Budget, Unstructured
 from sb3_sparse.plan import (
     LayerPlan,
@@ -158,9 +158,8 @@ class GradualPruning(TopologyCallback):
         # Whole blocks chosen across layers may end up to one block below the number asked for
         slack = 0
         if self.scope == "global":
-            weights = (sparsifier.layers[name].weight for name in names)
-            sizes = (sparsifier.plan[name].pattern.pieces(weight)[1] for name, weight in zip(names, weights, strict=True))
-            slack = max(int(size.max()) for size in sizes) - 1
+            weights = {name: sparsifier.layers[name].weight for name in names}
+            slack = rounding_of_network({name: sparsifier.plan[name].pattern for name in names}, weights)
         members = sparsifier.networks[network]
         n_active = {name: sparsifier.layers[name].n_active for name in members}
         refuse_growth(
@@ -211,7 +210,7 @@ class GradualPruning(TopologyCallback):
         if not in_progress:
             state.set(network, "pruning_initial", th.zeros(0, dtype=th.int64))
         if not in_progress or old_schedule is None or not th.equal(old_schedule.cpu(), schedule):
-            state.set(network, "pruning_done", th.tensor(0 if is_open else self._n_due()))
+            state.set(network, "pruning_done", th.tensor(0 if is_open else self.updates))
         state.set(network, "pruning_goal", goal)
         state.set(network, "pruning_schedule", schedule)
 

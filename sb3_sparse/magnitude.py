@@ -76,6 +76,15 @@ def largest_of_network(
     }
 
 
+def rounding_of_network(patterns: Mapping[str, Pattern], weights: Mapping[str, th.Tensor]) -> int:
+    """
+    :param patterns: Pattern of every layer; not N:M.
+    :param weights: The weights by layer.
+    :return: By how many positions :func:`largest_of_network` may fall short: one less than the largest block has.
+    """
+    return max(int(patterns[name].pieces(weight.detach())[1].max()) for name, weight in weights.items()) - 1
+
+
 def check_scope(scope: str, distribution: Any) -> str:
     """
     :param scope: ``"layer"`` or ``"global"``.

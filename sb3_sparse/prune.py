@@ -9,21 +9,20 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_sparse.checks import require_choice
-from sb3_sparse.convert import MASK_SUFFIX, Saved
+from sb3_sparse.convert import MASK_SUFFIX, UPDATER_PREFIX, Saved
 from sb3_sparse.discovery import find_layers
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.loading import find_model_file, load_model
-from sb3_sparse.magnitude import check_scope, largest_of_layer, largest_of_network
+from sb3_sparse.magnitude import check_scope, largest_of_layer, largest_of_network, rounding_of_network
 from sb3_sparse.patterns import parse_pattern
 from sb3_sparse.plan import LayerPlan, SparsityConfig, make_plan, refuse_growth, refuse_layer_growth
 from sb3_sparse.policies import SPARSE_POLICIES, SparsePolicyMixin
-from sb3_sparse.shrink import UPDATER_PREFIX
 
 #: What becomes of a live model's replay buffer.
 REPLAY_BUFFERS = ("share", "copy", "new")
@@ -60,10 +59,10 @@ def _policy(model: BaseAlgorithm) -> BasePolicy:
 class _Choice:
     """Chooses the masks for one policy, without changing it."""
 
-    def __init__(self, policy: BasePolicy, config: SparsityConfig, argument: str = "sparsity") -> None:
+    def __init__(self, policy: BasePolicy, config: SparsityConfig) -> None:
         self.config = config
-        self.layers = {info.name: policy.get_submodule(info.name) for info in find_layers(policy)}
-        self.plan = make_plan(config, find_layers(policy), argument=argument)
+        self.plan = make_plan(config, find_layers(policy))
+        self.layers = {name: policy.get_submodule(name) for name in self.plan}
         #: Bool, shape of the weight: the positions that exist now.
         self.present: dict[str, th.Tensor] = {}
         for name, layer in self.layers.items():
@@ -161,11 +160,12 @@ class _Choice:
         sparsity = self.config.sparsity[network] if isinstance(self.config.sparsity, Mapping) else self.config.sparsity
         assert sparsity is not None
         n_final = round((1 - sparsity) * total)
-        refuse_growth(members, n_active, n_final, argument="sparsity")
-        weights = {name: self.layers[name].weight for name in pool}
+        patterns = {name: members[name].pattern for name in pool}
+        weights: dict[str, Any] = {name: self.layers[name].weight for name in pool}
+        refuse_growth(members, n_active, n_final, argument="sparsity", slack=rounding_of_network(patterns, weights))
         return largest_of_network(
-            {name: members[name].pattern for name in pool},
-            weights,  # type: ignore[arg-type]
+            patterns,
+            weights,
             {name: self.present[name] for name in pool},
             n_final - sum(n_active[name] for name in members if name not in pool),
         )
@@ -228,7 +228,7 @@ def sparsify(
     masks: Mapping[str, Any] | None = None,
     policy_class: type[SparsePolicyMixin] | None = None,
     replay_buffer: str = "share",
-    env: GymEnv | None = None,
+    env: GymEnv | str | None = None,
     algorithm: str | None = None,
     device: th.device | str = "auto",
 ) -> Any:
@@ -251,7 +251,7 @@ def sparsify(
     :param replay_buffer: What the new model gets of a live off-policy model: ``"share"``, the same object (it may be too large
         for two), ``"copy"``, or ``"new"``, an empty one. A zip holds no replay buffer: it is empty, use
         ``load_replay_buffer``.
-    :param env: Environment of the new model. None: that of a live model; a zip has none.
+    :param env: Environment of the new model, or its name. None: that of a live model; a zip has none.
     :param algorithm: rl-zoo3's name of a zip's algorithm; found out from the file if left out.
     :param device: Device of a zip's model; a live model keeps its own.
     :return: The new model.
@@ -279,6 +279,7 @@ def sparsify(
         )
     choice = _Choice(policy, config)
     chosen = choice.given(masks) if masks is not None else choice.by_magnitude(scope)
+    env = maybe_make_env(env, verbose=0) if env is not None else None
     saved = Saved.of(old) if file is None else Saved.read(file, "cpu")
     described = choice.describe(chosen)
     kwargs = {name: value for name, value in described.as_kwargs().items() if value != getattr(SparsityConfig(), name)}
@@ -289,6 +290,11 @@ def sparsify(
         env, device = (old.get_env() if env is None else env), old.device
     result: Any = saved.load(type(old), env=env, device=device)
     if file is None and isinstance(old, OffPolicyAlgorithm) and replay_buffer != "new":
+        if result.n_envs != old.n_envs:
+            raise ValueError(
+                f"`env` has {result.n_envs} environments, and the model's replay buffer is of {old.n_envs}: give as many, or "
+                "`replay_buffer`='new'"
+            )
         result.replay_buffer = old.replay_buffer if replay_buffer == "share" else deepcopy(old.replay_buffer)
     return result
 

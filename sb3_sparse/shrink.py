@@ -12,7 +12,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
-from sb3_sparse.convert import Saved
+from sb3_sparse.convert import UPDATER_PREFIX, Saved
 from sb3_sparse.discovery import find_optimizers
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.plan import SparsityConfig
@@ -20,8 +20,6 @@ from sb3_sparse.policies import SparsePolicyMixin
 from sb3_sparse.units import DeadUnits, Hidden, dead_units, find_hidden
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
-
-UPDATER_PREFIX = "sparsifier.updater_state."
 
 
 class NarrowNatureCNN(NatureCNN):

@@ -145,8 +145,17 @@ def _towers(policy: nn.Module) -> list[_Tower]:
     return towers
 
 
+def _require_stock(policy: nn.Module, path: str) -> None:
+    """What a class of the user's own does with its layers cannot be known."""
+    owner = find_submodule(policy, path)
+    if owner is not None and type(owner).__module__.split(".")[0] not in ("stable_baselines3", "sb3_contrib"):
+        raise NotImplementedError(f"{path} is a {type(owner).__name__}: only networks of stock classes can be shrunk exactly")
+
+
 def _chain(sequence: nn.Module, path: str) -> list[tuple[str, nn.Module, nn.Module | None]]:
     """Path, layer and activation of a Sequential; the last may have none."""
+    if not isinstance(sequence, nn.Sequential):
+        raise NotImplementedError(f"{path} is a {type(sequence).__name__}: only chains of layers can be shrunk exactly")
     chain: list[tuple[str, nn.Module, nn.Module | None]] = []
     for name, module in sequence.named_children():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -177,6 +186,7 @@ class _Finder:
 
     def towers(self) -> list[Hidden]:
         for tower in _towers(self.policy):
+            _require_stock(self.policy, tower.path.partition(".")[0])
             sequence = find_submodule(self.policy, tower.path)
             assert sequence is not None
             chain = _chain(sequence, tower.path)
@@ -243,7 +253,8 @@ def find_hidden(policy: nn.Module) -> list[Hidden]:
     :param policy: A policy, stock or sparse.
     :return: Its hidden layers whose units can be told apart, inputs first. Features extractors other than ``NatureCNN`` have
         none, and neither have features that an LSTM reads.
-    :raises NotImplementedError: For chains with other modules in them, such as CrossQ's batch normalisation.
+    :raises NotImplementedError: For chains with other modules in them, such as CrossQ's batch normalisation, and for networks
+        of the user's own classes.
     """
     return _Finder(policy).towers()
 

@@ -110,6 +110,10 @@ def test_what_becomes_of_the_replay_buffer():
     assert copied is not dense.replay_buffer
     assert np.array_equal(copied.observations, dense.replay_buffer.observations)
     assert sparsify(dense, 0.5, replay_buffer="new").replay_buffer.size() == 0
+    two = make_vec_env(lambda: RandomEnv(discrete=True), 2)
+    with pytest.raises(ValueError, match="`env` has 2 environments, and the model's replay buffer is of 1"):
+        sparsify(dense, 0.5, env=two)
+    assert sparsify(dense, 0.5, env=two, replay_buffer="new").n_envs == 2
 
 
 @pytest.mark.parametrize(
@@ -139,6 +143,9 @@ def test_patterns_and_scopes(pattern, scope, sparsity, tmp_path):
     twin = make_model(SAC, policy_kwargs=dict(model.policy_kwargs))
     if pattern != "block:2x2" or scope == "layer":
         assert counts(twin) == counts(model)
+    # As sparse as it is already: nothing happens
+    again = sparsify(model, sparsity, scope=scope)
+    assert counts(again) == counts(model)
     model.save(tmp_path / "model.zip")
     assert equal_state(model, SAC.load(tmp_path / "model.zip"))
     model.learn(24)
@@ -279,7 +286,7 @@ def test_what_is_gone_does_not_come_back():
     with pytest.raises(ValueError, match=r"the final plan gives layer 'actor.mu.0' 62 weights, more than the 56 it has"):
         sparsify(model, 0.51, distribution="er")
     with pytest.raises(ValueError, match="would need weights that are gone"):
-        sparsify(model, pattern="2:4")
+        sparsify(make_model(TD3, policy_kwargs=dict(sparsity=0.4, distribution="uniform")), pattern="2:4")
     with pytest.raises(ValueError, match="is in `dense_layers`, but it is pruned already"):
         sparsify(model, 0.6, dense_layers="last")
     with pytest.raises(ValueError, match="keeps weights that are pruned already"):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sb3_contrib import QRDQN, TQC, CrossQ
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 
 from sb3_sparse import shrink, sparse_policy, sparsity_report, to_stock
@@ -288,6 +289,18 @@ def test_padded_convolutions_keep_constants():
         first.bias[0], first.bias[1] = 1.0, -1.0  # the second's relu is zero, which padding is too
     hidden = Hidden("conv", "conv.0", nn.ReLU(), [Copy(first, [(second, 9)])])
     assert dead_units([hidden]).alive["conv"].tolist() == [True, False, True]
+
+
+class MyQNetwork(QNetwork):
+    """A user's own network."""
+
+
+def test_networks_of_ones_own_are_refused():
+    model = make_model(DQN, policy_kwargs=dict(sparsity=0.8))
+    model.policy.q_net.__class__ = MyQNetwork
+    with pytest.raises(NotImplementedError, match="q_net is a MyQNetwork: only networks of stock classes"):
+        shrink(model)
+    assert {layer.no_inputs for layer in sparsity_report(model).layers} == {None}
 
 
 def test_networks_that_are_no_plain_chains_are_refused():
