@@ -10,6 +10,7 @@ from importlib.metadata import version
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
 from sb3_sparse.callbacks import SparsityLogger
 from sb3_sparse.convert import to_stock
+from sb3_sparse.gradual import GradualPruning
 from sb3_sparse.growth import SET, RigL
 from sb3_sparse.integer_policy import integer_forward
 from sb3_sparse.policies import (
@@ -44,11 +45,13 @@ from sb3_sparse.policies import (
 )
 from sb3_sparse.post_training import quantize
 from sb3_sparse.presets import preset
+from sb3_sparse.prune import sparsify
 from sb3_sparse.quantization import integer_arithmetic
 from sb3_sparse.quantization_aware import QuantizationAware
 from sb3_sparse.refresh import MaskRefresh
 from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.report import SparsityReport, sparsity_report
+from sb3_sparse.shrink import shrink
 from sb3_sparse.topology import TopologyEvent
 
 __version__ = version("sb3-sparse")
@@ -58,6 +61,7 @@ __all__ = [
     "DelayedNStep",
     "DynamicNStepReplayBuffer",
     "DynamicReplayCapacity",
+    "GradualPruning",
     "MaskRefresh",
     "QuantizationAware",
     "RigL",
@@ -95,7 +99,9 @@ __all__ = [
     "preset",
     "quantize",
     "register_policies",
+    "shrink",
     "sparse_policy",
+    "sparsify",
     "sparsity_report",
     "to_stock",
 ]

@@ -1,5 +1,5 @@
 """
-Exact counts: FLOPs of whatever a policy computes, and the bytes a sparse weight needs.
+Exact counts: FLOPs of whatever a policy computes.
 
 FLOPs are counted where they happen: hooks on every Linear, Conv2d and LSTM record each call and each backward pass through
 it while the real networks run once on dummy data. A multiply-add is 2 FLOPs, biases and activations count nothing, as in
@@ -9,8 +9,7 @@ by the positions that exist instead of by all.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,6 @@ import torch as th
 from torch import nn
 
 from sb3_sparse.layers import SparseLayer
-from sb3_sparse.patterns import NofM, Pattern, as_matrix_shape
 
 
 @dataclass
@@ -105,23 +103,3 @@ def count_flops(module: nn.Module) -> Iterator[_Recorder]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def index_bytes(shape: Sequence[int], n_active: int, pattern: Pattern) -> int:
-    """
-    Bytes needed to say which positions of a weight exist, in the smallest of three plain encodings: a bitmap (one bit per
-    position), row pointers of 4 bytes with column indices of 2 bytes (4 beyond 65536 columns), and for N:M the position of
-    each kept weight in its group, ``ceil(log2(M))`` bits each. A dense weight needs none.
-
-    :param shape: Shape of the weight.
-    :param n_active: Positions that exist.
-    :param pattern: Its pattern.
-    :return: Bytes, rounded up.
-    """
-    rows, columns = as_matrix_shape(shape)
-    if n_active == rows * columns:
-        return 0
-    encodings = [math.ceil(rows * columns / 8), 4 * (rows + 1) + (2 if columns <= 2**16 else 4) * n_active]
-    if isinstance(pattern, NofM):
-        encodings.append(math.ceil(n_active * math.ceil(math.log2(pattern.m)) / 8))
-    return min(encodings)

@@ -21,6 +21,44 @@ def _report(arguments: argparse.Namespace) -> None:
     print({"table": report.__str__, "markdown": report.to_markdown, "json": report.to_json}[arguments.format]())
 
 
+def _sparsities(values: Sequence[str] | None) -> float | dict[str, float] | None:
+    """``["0.9"]`` or ``["actor=0.9", "critic=0.8"]``."""
+    if not values:
+        return None
+    pairs = [value.partition("=") for value in values]
+    named = [bool(separator) for _, separator, _ in pairs]
+    try:
+        if named == [False]:
+            return float(values[0])
+        if all(named):
+            return {network: float(value) for network, _, value in pairs}
+    except ValueError:
+        pass
+    raise ValueError(f"`--sparsity` must be one number, or NETWORK=NUMBER for each network, got {' '.join(values)!r}")
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.finetune import prune_file
+    from sb3_sparse.report import sparsity_report
+
+    model, file = prune_file(
+        arguments.model,
+        arguments.output,
+        sparsity=_sparsities(arguments.sparsity),
+        distribution=arguments.distribution,
+        pattern=arguments.pattern,
+        dense_layers=arguments.dense_layers,
+        scope=arguments.scope,
+        algorithm=arguments.algo,
+        finetune_steps=arguments.finetune,
+        env=arguments.env,
+        seed=arguments.seed,
+        force=arguments.force,
+    )
+    print(sparsity_report(model))
+    print(f"\nwritten to {file}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the arguments that are handed on to rl-zoo3."""
     parser = argparse.ArgumentParser(prog="sb3-sparse", description=DESCRIPTION)
@@ -32,6 +70,22 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
     report.add_argument("--format", choices=["table", "markdown", "json"], default="table")
     report.set_defaults(run=_report)
+    prune = commands.add_parser("prune", help="prune a saved model, dense or sparse, by magnitude, and train it further")
+    prune.add_argument("model", help="a model's zip, or a folder: the model saved in it last")
+    prune.add_argument(
+        "--sparsity", nargs="+", metavar="S", help="fraction of zero weights, or NETWORK=S for each network (actor=0.9 ...)"
+    )
+    prune.add_argument("--distribution", choices=["uniform", "er", "erk"], help="how it is spread over a network's layers")
+    prune.add_argument("--pattern", help='"unstructured", "N:M" or "block:RxC"')
+    prune.add_argument("--dense-layers", nargs="+", metavar="LAYER", help='"first", "last" or layer names: they stay dense')
+    prune.add_argument("--scope", choices=["layer", "global"], default="layer", help="across what magnitudes are compared")
+    prune.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
+    prune.add_argument("-o", "--output", metavar="OUT", help="the new model's zip; MODEL-pruned.zip if left out")
+    prune.add_argument("--force", action="store_true", help="replace a file that is there")
+    prune.add_argument("--finetune", type=int, default=0, metavar="STEPS", help="environment steps of further training")
+    prune.add_argument("--env", help="environment to train in; found in rl-zoo3's folder if left out")
+    prune.add_argument("--seed", type=int, help="seed of the further training")
+    prune.set_defaults(run=_prune)
     return parser
 
 

@@ -1,8 +1,10 @@
-"""From a sparse policy to an ordinary one."""
+"""From a sparse policy to an ordinary one, and what all conversions share: they rewrite what a model would save."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch as th
@@ -18,6 +20,77 @@ Model = TypeVar("Model", bound=BaseAlgorithm)
 MASK_SUFFIX = ".weight_mask"
 QUANTIZER_PART = ".quantizer."
 SPARSIFIER_PREFIX = "sparsifier."
+UPDATER_PREFIX = f"{SPARSIFIER_PREFIX}updater_state."
+
+
+@dataclass
+class Saved:
+    """
+    What a model saves, to be rewritten and loaded again.
+
+    :param data: Attributes of the model: policy class, ``policy_kwargs``, hyperparameters, counters.
+    :param params: State dicts of the policy (``"policy"``) and of the optimizers.
+    :param variables: Other tensors, such as SAC's log of the entropy coefficient.
+    """
+
+    data: dict[str, Any]
+    params: dict[str, Any]
+    variables: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, model: BaseAlgorithm) -> Saved:
+        """
+        :param model: A model. Not changed.
+        :return: What it would save, on its device.
+        """
+        file = io.BytesIO()
+        model.save(file)
+        file.seek(0)
+        return cls.read(file, model.device)
+
+    @classmethod
+    def read(cls, file: Any, device: Any) -> Saved:
+        """
+        :param file: A model's zip: a path or an open file.
+        :param device: Where its tensors shall be.
+        :return: What is in it.
+        """
+        data, params, variables = load_from_zip_file(file, device=device)
+        assert data is not None
+        return cls(data, dict(params), variables)
+
+    def use_policy(self, policy_class: type, sparse_kwargs: Mapping[str, Any]) -> None:
+        """
+        :param policy_class: The policy class from now on.
+        :param sparse_kwargs: Its sparse ``policy_kwargs``, in place of those there were.
+        """
+        stock_kwargs = {
+            name: value for name, value in self.data["policy_kwargs"].items() if name not in SparsityConfig.argument_names()
+        }
+        self.data["policy_class"] = policy_class
+        self.data["policy_kwargs"] = {**stock_kwargs, **sparse_kwargs}
+
+    def drop(self, *, masks: bool, prefix: str) -> None:
+        """
+        :param masks: Drop all masks of the policy.
+        :param prefix: Drop what begins so.
+        """
+        self.params["policy"] = {
+            name: value
+            for name, value in self.params["policy"].items()
+            if not (masks and name.endswith(MASK_SUFFIX)) and not name.startswith(prefix)
+        }
+
+    def load(self, algorithm: type[Model], **kwargs: Any) -> Model:
+        """
+        :param algorithm: The algorithm.
+        :param kwargs: Arguments of its ``load``.
+        :return: A new model.
+        """
+        file = io.BytesIO()
+        save_to_zip_file(file, data=self.data, params=self.params, pytorch_variables=self.variables)
+        file.seek(0)
+        return algorithm.load(file, **kwargs)
 
 
 def to_stock(model: Model, *, bake_quantization: bool = False) -> Model:
@@ -45,26 +118,13 @@ def to_stock(model: Model, *, bake_quantization: bool = False) -> Model:
             "bake_quantization=True to take the quantized weights into a float network all the same, or "
             "keep the model as it is; its zip loads where this package is installed"
         )
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    data, loaded_params, variables = load_from_zip_file(file, device=model.device)
-    assert data is not None
-    params: dict[str, Any] = dict(loaded_params)
-    data["policy_class"] = policy.stock_policy()
-    data["policy_kwargs"] = {
-        name: value for name, value in data["policy_kwargs"].items() if name not in SparsityConfig.argument_names()
-    }
-    params["policy"] = {
-        name: value
-        for name, value in params["policy"].items()
-        if not name.endswith(MASK_SUFFIX) and QUANTIZER_PART not in name and not name.startswith(SPARSIFIER_PREFIX)
-    }
+    saved = Saved.of(model)
+    saved.use_policy(policy.stock_policy(), {})
+    saved.drop(masks=True, prefix=SPARSIFIER_PREFIX)
+    weights = {name: value for name, value in saved.params["policy"].items() if QUANTIZER_PART not in name}
     with th.no_grad():
         for name, layer in quantized.items():
             assert layer.quantizer is not None
-            params["policy"][name] = layer.quantizer.dequantized(layer.weight)
-    stock_file = io.BytesIO()
-    save_to_zip_file(stock_file, data=data, params=params, pytorch_variables=variables)
-    stock_file.seek(0)
-    return type(model).load(stock_file, env=model.get_env(), device=model.device)
+            weights[name] = layer.quantizer.dequantized(layer.weight)
+    saved.params["policy"] = weights
+    return saved.load(type(model), env=model.get_env(), device=model.device)

@@ -37,14 +37,27 @@ def _algorithm_names() -> dict[str, type[BaseAlgorithm]]:
     return {**names, "ppo_lstm": names["recurrentppo"], "ppo_mask": names["maskableppo"]}
 
 
+def _algorithms_of(policy: type) -> list[type[BaseAlgorithm]]:
+    """Algorithms that have this policy, sparse or stock, or the nearest class that it extends."""
+    for cls in policy.__mro__:
+        found = [
+            algorithm
+            for algorithm, policies in SPARSE_POLICIES.items()
+            if any(cls in (sparse, sparse.stock_policy()) for sparse in policies)
+        ]
+        if found:
+            return found
+    return []
+
+
 def find_algorithm(path: Path, name: str | None = None) -> type[BaseAlgorithm]:
     """
-    The algorithm of a saved model. A zip does not say which it is; its policy and its hyperparameters tell.
+    The algorithm of a saved model, sparse or stock. A zip does not say which it is; its policy and its hyperparameters tell.
 
     :param path: A model's zip. It is unpickled, as by ``load``: it must be trusted.
     :param name: rl-zoo3's name of the algorithm, if known.
     :return: The algorithm's class.
-    :raises ValueError: For an unknown name, a file that is no SB3 model, or a policy that is none of this package's.
+    :raises ValueError: For an unknown name, a file that is no SB3 model, or one of an algorithm that is not supported.
     """
     names = _algorithm_names()
     if name is not None:
@@ -57,16 +70,19 @@ def find_algorithm(path: Path, name: str | None = None) -> type[BaseAlgorithm]:
     if data is None or "policy_class" not in data:
         raise ValueError(f"{path} is not a model saved by Stable-Baselines3: it has no policy class")
     policy = data["policy_class"]
-    candidates = [algorithm for algorithm, policies in SPARSE_POLICIES.items() if policy in policies]
-    # Two pairs share their policies
+    candidates = _algorithms_of(policy)
+    # Two pairs share their policies, and TRPO its policies with PPO
+    if "line_search_max_iter" in data:
+        candidates = []
     if candidates == [TD3, DDPG]:
         return DDPG if data["policy_kwargs"].get("n_critics") == 1 else TD3
     if candidates == [PPO, A2C]:
         return PPO if "clip_range" in data else A2C
     if not candidates:
         raise ValueError(
-            f"the policy of {path} is {policy.__name__}, none of this package's sparse policies; "
-            "if it is a sparse policy of your own, name the algorithm with `--algo`"
+            f"the policy of {path} is {policy.__name__}, of no algorithm that is supported; supported are: "
+            f"{', '.join(algorithm.__name__ for algorithm in SPARSE_POLICIES)}. If it is one of these with a policy of your "
+            "own, name the algorithm with `--algo`"
         )
     return candidates[0]
 

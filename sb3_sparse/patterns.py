@@ -117,6 +117,24 @@ class Pattern(ABC):
         :return: Whether it obeys the pattern. An all-True mask (a layer that is dense as yet) always does.
         """
 
+    def pieces(self, scores: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        What exists or not as a whole, for comparing layers with each other.
+
+        :param scores: Scores, shape of the weight.
+        :return: Mean score and number of positions of every piece, both flat.
+        :raises NotImplementedError: For N:M, where every group of every layer keeps the same number.
+        """
+        raise NotImplementedError(f"pattern {self.spec!r} gives every layer the same sparsity: there is nothing to compare")
+
+    def from_pieces(self, kept: th.Tensor, shape: Sequence[int]) -> th.Tensor:
+        """
+        :param kept: Bool, which of the :meth:`pieces` exist.
+        :param shape: Shape of the weight.
+        :return: The mask.
+        """
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
@@ -141,6 +159,12 @@ class Unstructured(Pattern):
     def is_legal(self, mask: th.Tensor) -> bool:
         return True
 
+    def pieces(self, scores: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        return scores.flatten(), th.ones(scores.numel(), dtype=th.int64, device=scores.device)
+
+    def from_pieces(self, kept: th.Tensor, shape: Sequence[int]) -> th.Tensor:
+        return kept.view(*shape)
+
 
 @dataclass(frozen=True)
 class NofM(Pattern):
@@ -151,7 +175,8 @@ class NofM(Pattern):
     keeps ``min(N, inputs % M)`` of them, which is what N:M hardware sees after padding the row with zeros. So 11 inputs
     under 2:4 keep 2 + 2 + 2 of 4 + 4 + 3, and 17 inputs keep 2 + 2 + 2 + 2 + 1 of 4 + 4 + 4 + 4 + 1.
 
-    The budget is the number kept per full group: N, or M while the layer is still dense.
+    The budget is the number kept per full group: N, or M while the layer is still dense. A layer on its way from dense to N:M
+    (gradual pruning) keeps exactly K of every M, N < K < M; that is legal too.
     """
 
     n: int
@@ -202,7 +227,13 @@ class NofM(Pattern):
         return (int(self._per_group(mask).max()),)
 
     def is_legal(self, mask: th.Tensor) -> bool:
-        return bool(mask.all()) or bool((self._per_group(mask) <= self.n).all())
+        per_group = self._per_group(mask)
+        most = int(per_group.max())
+        if most <= self.n:
+            return True
+        # On the way from dense: exactly as many in every group as it can hold of them
+        room = self._per_group(th.ones_like(mask))
+        return bool((per_group == room.clamp_max(most)).all())
 
 
 @dataclass(frozen=True)
@@ -298,6 +329,15 @@ class Block(Pattern):
         matrix = mask.flatten(1)
         blocks = self._block_sums(matrix.to(th.int32)) > 0
         return bool((self._expand(blocks, *matrix.shape) == matrix).all())
+
+    def pieces(self, scores: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        matrix = scores.flatten(1)
+        sizes = self._block_sums(th.ones_like(matrix))
+        return (self._block_sums(matrix) / sizes).flatten(), sizes.flatten().to(th.int64)
+
+    def from_pieces(self, kept: th.Tensor, shape: Sequence[int]) -> th.Tensor:
+        rows, columns = as_matrix_shape(shape)
+        return self._expand(kept.view(-(-rows // self.rows), -1), rows, columns).reshape(*shape)
 
 
 def parse_pattern(spec: str) -> Pattern:

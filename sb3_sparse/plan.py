@@ -81,7 +81,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_sparsity(value: Any, where: str) -> float:
+def check_sparsity(value: Any, where: str) -> float:
+    """
+    :param value: What was given as a sparsity.
+    :param where: How the error names it.
+    :return: The value as a float.
+    :raises ValueError: If it is not a number in [0, 1).
+    """
     if not _is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{where} must be a number in [0, 1), got {value!r}")
     return float(value)
@@ -125,9 +131,9 @@ class SparsityConfig:
     def __post_init__(self) -> None:
         if isinstance(self.sparsity, Mapping):
             for network, value in self.sparsity.items():
-                _check_sparsity(value, f"`sparsity` of network {network!r}")
+                check_sparsity(value, f"`sparsity` of network {network!r}")
         elif self.sparsity is not None:
-            _check_sparsity(self.sparsity, "`sparsity`")
+            check_sparsity(self.sparsity, "`sparsity`")
         pattern = parse_pattern(self.pattern)
         self._check_distribution(pattern)
         names = [self.dense_layers] if isinstance(self.dense_layers, str) else self.dense_layers
@@ -157,7 +163,7 @@ class SparsityConfig:
                     )
             else:
                 for name, value in distribution.items():
-                    _check_sparsity(value, f"`distribution` of layer {name!r}")
+                    check_sparsity(value, f"`distribution` of layer {name!r}")
         elif distribution not in (None, "uniform", "er", "erk"):
             raise ValueError(f"`distribution` must be {DISTRIBUTION_HELP}, got {distribution!r}")
         elif pattern.fixed_sparsity is not None and distribution in ("er", "erk"):
@@ -241,13 +247,14 @@ def _explicit_densities(layers: Sequence[LayerInfo], distribution: Mapping[str, 
     return densities
 
 
-def _network_sparsities(config: SparsityConfig, networks: Sequence[str], pattern: Pattern) -> dict[str, float]:
+def _network_sparsities(config: SparsityConfig, networks: Sequence[str], pattern: Pattern, argument: str) -> dict[str, float]:
     fixed = pattern.fixed_sparsity
     if isinstance(config.sparsity, Mapping):
         for network in config.sparsity:
             if network not in networks:
                 raise ValueError(
-                    f"`sparsity` names the unknown network {network!r}; the networks of this policy are: {', '.join(networks)}"
+                    f"`{argument}` names the unknown network {network!r}; the networks of this policy are: "
+                    f"{', '.join(networks)}"
                 )
         sparsities = {network: float(config.sparsity.get(network, 0.0)) for network in networks}
     else:
@@ -259,14 +266,14 @@ def _network_sparsities(config: SparsityConfig, networks: Sequence[str], pattern
         for network, sparsity in sparsities.items():
             if sparsity and not math.isclose(sparsity, fixed, abs_tol=1e-6):
                 raise ValueError(
-                    f"`sparsity`={sparsity} of network {network!r} and `pattern`={config.pattern!r} disagree: the pattern "
-                    f"means a sparsity of {fixed:g}. Give {fixed:g}, 0 for a dense network, or leave `sparsity` out"
+                    f"`{argument}`={sparsity} of network {network!r} and `pattern`={config.pattern!r} disagree: the pattern "
+                    f"means a sparsity of {fixed:g}. Give {fixed:g}, 0 for a dense network, or leave `{argument}` out"
                 )
     return sparsities
 
 
 def _network_counts(
-    network: str, pool: Sequence[LayerInfo], dense: Sequence[LayerInfo], sparsity: float, distribution: str
+    network: str, pool: Sequence[LayerInfo], dense: Sequence[LayerInfo], sparsity: float, distribution: str, argument: str
 ) -> dict[str, float]:
     """Real-valued number of weights to keep in every layer of a network's pool, so that the whole network hits its total."""
     total = sum(layer.n_weights for layer in (*pool, *dense))
@@ -275,7 +282,7 @@ def _network_counts(
     if n_keep - n_dense < len(pool):
         possible = math.floor((1 - (n_dense + len(pool)) / total) * 1e4) / 1e4
         raise ValueError(
-            f"`sparsity`={sparsity} of network {network!r} cannot be reached: of its {total} weights {n_dense} are in "
+            f"`{argument}`={sparsity} of network {network!r} cannot be reached: of its {total} weights {n_dense} are in "
             f"`dense_layers` ({', '.join(layer.name for layer in dense) or 'none'}) and each of the other {len(pool)} layers "
             f"keeps at least one, so at most {max(possible, 0.0):.4f} is possible"
         )
@@ -287,7 +294,7 @@ def _network_counts(
     return {layer.name: densities[layer.name] * layer.n_weights for layer in pool}
 
 
-def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo]) -> dict[str, LayerPlan]:
+def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo], *, argument: str = "sparsity") -> dict[str, LayerPlan]:
     """
     The exact plan of every layer.
 
@@ -296,6 +303,7 @@ def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo]) -> dict[str, 
 
     :param config: What was asked for.
     :param layers: All prunable layers of the policy, in order of depth.
+    :param argument: How errors name ``sparsity``.
     :return: Plan by layer name, in the order of ``layers``.
     :raises ValueError: For unknown networks or layers, patterns that a layer cannot hold, and totals out of reach.
     """
@@ -315,7 +323,7 @@ def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo]) -> dict[str, 
             wanted[layer.name] = float(round(density * layer.n_weights))
     else:
         distribution = config.distribution or ("uniform" if pattern.fixed_sparsity is not None else DEFAULT_DISTRIBUTION)
-        for network, sparsity in _network_sparsities(config, networks, pattern).items():
+        for network, sparsity in _network_sparsities(config, networks, pattern, argument).items():
             members = [layer for layer in layers if layer.network == network]
             pool = [layer for layer in members if layer.name not in exempt] if sparsity else []
             dense = [layer for layer in members if layer not in pool]
@@ -323,12 +331,48 @@ def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo]) -> dict[str, 
             if pool and pattern.fixed_sparsity is not None:
                 wanted |= {layer.name: (1 - sparsity) * layer.n_weights for layer in pool}
             elif pool:
-                counts = _network_counts(network, pool, dense, sparsity, distribution)
+                counts = _network_counts(network, pool, dense, sparsity, distribution, argument)
                 if isinstance(pattern, Unstructured):
                     limits = {layer.name: layer.n_weights for layer in pool}
                     counts = {**apportion(counts, limits, round(sum(counts.values())))}
                 wanted |= counts
     return {layer.name: _layer_plan(layer, pattern, wanted[layer.name], layer.name in exempt) for layer in layers}
+
+
+def refuse_growth(
+    plan: Mapping[str, LayerPlan], n_active: Mapping[str, int], n_final: int, *, argument: str, slack: int = 0
+) -> None:
+    """
+    Refuse to prune a network to fewer zeros than it has.
+
+    :param plan: What its layers shall become.
+    :param n_active: Positions that every one of its layers has.
+    :param n_final: Positions that all of them shall have together.
+    :param argument: How the error names the sparsity.
+    :param slack: By how many positions the present number may be too low.
+    :raises ValueError: Naming both sparsities.
+    """
+    n_now, total = sum(n_active.values()), sum(plan[name].info.n_weights for name in n_active)
+    if n_final > n_now + slack:
+        network = next(iter(plan.values())).info.network
+        raise ValueError(
+            f"`{argument}` of network {network!r} is {1 - n_final / total:.4f}, below its present sparsity "
+            f"{1 - n_now / total:.4f}: pruned weights never return. Give the present one or more"
+        )
+
+
+def refuse_layer_growth(plan: LayerPlan, present: Budget, n_active: int) -> None:
+    """
+    :param plan: What a layer shall become.
+    :param present: Budget of the mask it has.
+    :param n_active: Positions of that mask.
+    :raises ValueError: If the plan asks for more than there is.
+    """
+    if any(now < then for now, then in zip(present, plan.budget, strict=True)):
+        raise ValueError(
+            f"the final plan gives layer {plan.info.name!r} {plan.n_active} weights, more than the {n_active} it has: pruned "
+            "weights never return. Choose another `distribution` or `scope`='global'"
+        )
 
 
 def _layer_plan(layer: LayerInfo, pattern: Pattern, n_active: float, exempt: bool) -> LayerPlan:

@@ -410,6 +410,7 @@ def sparse_policy(model: BaseAlgorithm) -> SparsePolicyMixin:
     if not isinstance(policy, SparsePolicyMixin):
         raise TypeError(
             f"the model's policy is {type(policy).__name__}, which is not sparse: create the model with a sparse policy, "
-            f'e.g. {type(model).__name__}("SparseMlpPolicy", env, policy_kwargs=dict(sparsity=0.9))'
+            f'e.g. {type(model).__name__}("SparseMlpPolicy", env, policy_kwargs=dict(sparsity=0.9)), or prune this one with '
+            "sb3_sparse.sparsify(model, sparsity=0.9)"
         )
     return policy

@@ -11,7 +11,7 @@ from sb3_sparse.quantization import AFTER_TRAINING, QuantizationConfig
 from sb3_sparse.quantization_plan import plan_quantization
 from sb3_sparse.quantizer import Quantizer
 from sb3_sparse.sparsifier import Sparsifier
-from sb3_sparse.topology import _check_moment
+from sb3_sparse.topology import check_moment
 
 
 def refuse_other_settings(sparsifier: Sparsifier, quantizers: Mapping[str, Quantizer]) -> None:
@@ -74,7 +74,7 @@ class QuantizationAware(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         self.config = QuantizationConfig(bits, activation_bits, input_bits, networks, exempt_layers, averaging, freeze_after)
-        _check_moment("begin", begin)
+        check_moment("begin", begin)
         if begin is None:
             raise ValueError("`begin` must be a float in [0, 1] (fraction of the training) or an integer, got None")
         self.begin = begin

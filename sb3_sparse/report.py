@@ -9,12 +9,25 @@ from dataclasses import asdict, dataclass
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
-from sb3_sparse.accounting import Flops, index_bytes
+from sb3_sparse.accounting import Flops
 from sb3_sparse.discovery import TARGET_SUFFIX, network_parameters
+from sb3_sparse.encodings import smallest_encoding, value_bytes
 from sb3_sparse.gradient_steps import batch_size, inference_flops, training_flops
-from sb3_sparse.policies import sparse_policy
+from sb3_sparse.layers import SparseLayer
+from sb3_sparse.plan import LayerPlan
+from sb3_sparse.policies import SparsePolicyMixin, sparse_policy
+from sb3_sparse.units import dead_units, find_hidden
 
 BYTES_PER_VALUE = 4  # fp32
+
+
+def weight_bits(layer: nn.Module) -> int:
+    """
+    :param layer: A layer.
+    :return: Bits that each value of its weight takes when it is packed: its attribute ``weight_bits`` if it has one (a
+        quantized layer), otherwise 32.
+    """
+    return int(getattr(layer, "weight_bits", 8 * BYTES_PER_VALUE))
 
 
 @dataclass(frozen=True)
@@ -26,7 +39,13 @@ class LayerReport:
     :param pattern: ``"dense"`` if ``dense_layers`` keeps it dense, otherwise its pattern.
     :param n_weights: Positions of the weight.
     :param n_active: Positions that exist.
-    :param index_bytes: Bytes that say which positions exist, in the smallest plain encoding.
+    :param weight_bits: Bits per value.
+    :param encoding: The plain encoding with the fewest bytes for its values and indices, see :mod:`sb3_sparse.encodings`.
+    :param index_bytes: Bytes that say which positions exist, in that encoding.
+    :param scale_bytes: Bytes of a quantized weight's scales, one fp32 number per output.
+    :param no_inputs: Units (outputs of a hidden layer) that died for want of inputs, also after others died; None where this
+        is not known or the layer is no hidden one.
+    :param no_outputs: Units that died for want of outputs.
     """
 
     name: str
@@ -35,28 +54,46 @@ class LayerReport:
     pattern: str
     n_weights: int
     n_active: int
+    weight_bits: int
+    encoding: str
     index_bytes: int
+    scale_bytes: int
+    no_inputs: int | None = None
+    no_outputs: int | None = None
 
     @property
     def sparsity(self) -> float:
         return 1 - self.n_active / self.n_weights
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the values that exist, as the papers count."""
+        return value_bytes(self.n_active, self.weight_bits)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the values that are stored (with the dense encoding all), of indices and scales."""
+        n_stored = self.n_weights if self.encoding == "dense" else self.n_active
+        return value_bytes(n_stored, self.weight_bits) + self.index_bytes + self.scale_bytes
+
 
 @dataclass(frozen=True)
 class SizeReport:
     """
-    Weights of the layers that can be sparse, all parameters, and bytes in fp32.
+    Weights of the layers that can be sparse, all parameters, and bytes.
 
     :param n_weights: Positions of all prunable weights.
     :param n_active: Positions that exist.
-    :param n_other: All other parameters: biases, LSTMs, ``log_std``, normalisation.
-    :param index_bytes: Bytes that say which positions exist.
+    :param n_other: All other parameters, fp32: biases, LSTMs, ``log_std``, normalisation.
+    :param weight_bytes: Bytes of the weights that exist.
+    :param packed_weight_bytes: Bytes of the weights in their smallest encodings, with indices and scales.
     """
 
     n_weights: int
     n_active: int
     n_other: int
-    index_bytes: int
+    weight_bytes: int
+    packed_weight_bytes: int
 
     @property
     def sparsity(self) -> float:
@@ -74,18 +111,31 @@ class SizeReport:
 
     @property
     def bytes(self) -> int:
-        """Bytes of the parameters that exist, indices not counted (as the papers do)."""
-        return BYTES_PER_VALUE * self.n_parameters
+        """Bytes of the parameters that exist, indices not counted."""
+        return self.weight_bytes + BYTES_PER_VALUE * self.n_other
 
     @property
     def bytes_with_indices(self) -> int:
-        """Bytes of the parameters that exist and of the indices that say where they are."""
-        return self.bytes + self.index_bytes
+        """Bytes of all parameters when every weight is packed in its smallest encoding, with indices and scales."""
+        return self.packed_weight_bytes + BYTES_PER_VALUE * self.n_other
 
     @property
     def bytes_dense(self) -> int:
-        """Bytes of the dense twin."""
+        """Bytes of the dense twin in fp32."""
         return BYTES_PER_VALUE * self.n_parameters_dense
+
+    @property
+    def papers_ratio(self) -> float:
+        """
+        How many times smaller the papers call it (Ivanov et al. 2025): ``(32 / bits) / density`` of the prunable weights,
+        indices and all other parameters not counted.
+        """
+        return BYTES_PER_VALUE * self.n_weights / self.weight_bytes if self.weight_bytes else float("inf")
+
+    @property
+    def real_ratio(self) -> float:
+        """How many times smaller it is: bytes of the dense twin by bytes with indices."""
+        return self.bytes_dense / self.bytes_with_indices
 
 
 @dataclass(frozen=True)
@@ -119,14 +169,23 @@ class SparsityReport:
         """The report as plain JSON values."""
 
         def size(report: SizeReport) -> dict:
-            derived = ("sparsity", "n_parameters", "n_parameters_dense", "bytes", "bytes_with_indices", "bytes_dense")
+            counts = ("sparsity", "n_parameters", "n_parameters_dense")
+            derived = (*counts, "bytes", "bytes_with_indices", "bytes_dense", "papers_ratio", "real_ratio")
             return {**asdict(report), **{name: getattr(report, name) for name in derived}}
 
         return {
             "algorithm": self.algorithm,
             "policy": self.policy,
             "batch_size": self.batch_size,
-            "layers": [{**asdict(layer), "shape": list(layer.shape), "sparsity": layer.sparsity} for layer in self.layers],
+            "layers": [
+                {
+                    **asdict(layer),
+                    "shape": list(layer.shape),
+                    "sparsity": layer.sparsity,
+                    "packed_bytes": layer.packed_bytes,
+                }
+                for layer in self.layers
+            ],
             "networks": {name: size(report) for name, report in self.networks.items()},
             "online": size(self.online),
             "total": size(self.total),
@@ -147,6 +206,9 @@ class SparsityReport:
                 layer.pattern,
                 f"{layer.n_active:,} / {layer.n_weights:,}",
                 f"{layer.sparsity:.2%}",
+                layer.encoding,
+                f"{layer.packed_bytes:,}",
+                "-" if layer.no_inputs is None else f"{layer.no_inputs} + {layer.no_outputs}",
             ]
             for layer in self.layers
         ]
@@ -163,7 +225,8 @@ class SparsityReport:
                 f"{size.bytes:,}",
                 f"{size.bytes_with_indices:,}",
                 f"{size.bytes_dense:,}",
-                f"{size.bytes_dense / size.bytes_with_indices:.1f}x",
+                f"{size.papers_ratio:.1f}x",
+                f"{size.real_ratio:.1f}x",
             ]
             for name, size in named
         ]
@@ -171,16 +234,24 @@ class SparsityReport:
     def _flop_rows(self) -> list[list[str]]:
         named = [("one action", self.inference), (f"one gradient step (batch {self.batch_size})", self.training)]
         return [
-            [name, f"{flops.sparse:,.0f}", f"{flops.dense:,.0f}", f"{flops.dense / flops.sparse:.1f}x"]
+            [
+                name,
+                f"{flops.sparse:,.0f}",
+                f"{flops.dense:,.0f}",
+                f"{flops.dense / flops.sparse:.1f}x" if flops.sparse else "-",
+            ]
             for name, flops in named
             if flops is not None
         ]
 
     def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
         return [
-            (["layer", "network", "shape", "pattern", "non-zeros", "sparsity"], self._layer_rows()),
             (
-                ["network", "sparsity", "parameters", "bytes (fp32)", "with indices", "dense", "smaller"],
+                ["layer", "network", "shape", "pattern", "non-zeros", "sparsity", "encoding", "bytes", "dead in + out"],
+                self._layer_rows(),
+            ),
+            (
+                ["network", "sparsity", "parameters", "bytes", "with indices", "dense fp32", "papers' ratio", "smaller"],
                 self._size_rows(),
             ),
             (["FLOPs of", "sparse", "dense", "fewer"], self._flop_rows()),
@@ -214,7 +285,37 @@ def _size(parameters: Iterable[nn.Parameter], layer_of: Mapping[int, LayerReport
         n_weights=sum(layer.n_weights for layer in layers),
         n_active=sum(layer.n_active for layer in layers),
         n_other=sum(parameter.numel() for parameter in parameters if id(parameter) not in layer_of),
-        index_bytes=sum(layer.index_bytes for layer in layers),
+        weight_bytes=sum(layer.weight_bytes for layer in layers),
+        packed_weight_bytes=sum(layer.packed_bytes for layer in layers),
+    )
+
+
+def _dead(policy: SparsePolicyMixin) -> dict[str, tuple[int, int]]:
+    """Units without inputs and without outputs by layer name; of no layer if the networks are no plain chains."""
+    try:
+        dead = dead_units(find_hidden(policy))
+    except NotImplementedError:
+        return {}
+    return {name: (dead.no_inputs[name], dead.no_outputs[name]) for name in dead.alive}
+
+
+def _layer_report(plan: LayerPlan, layer: SparseLayer, dead: tuple[int, int] | tuple[None, None]) -> LayerReport:
+    bits = weight_bits(layer)
+    mask = layer.weight_mask.flatten(1).cpu().numpy()
+    encoding, index_bytes = smallest_encoding(mask, plan.pattern, bits)
+    return LayerReport(
+        name=plan.info.name,
+        network=plan.info.network,
+        shape=plan.info.shape,
+        pattern="dense" if plan.exempt else plan.pattern.spec,
+        n_weights=plan.info.n_weights,
+        n_active=layer.n_active,
+        weight_bits=bits,
+        encoding=encoding.name,
+        index_bytes=index_bytes,
+        scale_bytes=BYTES_PER_VALUE * mask.shape[0] if bits < 8 * BYTES_PER_VALUE else 0,
+        no_inputs=dead[0],
+        no_outputs=dead[1],
     )
 
 
@@ -229,17 +330,9 @@ def sparsity_report(model: BaseAlgorithm) -> SparsityReport:
     policy = sparse_policy(model)
     sparsifier = policy.sparsifier
     layers, layer_of = [], {}
+    dead = _dead(policy)
     for name, layer in sparsifier.layers.items():
-        plan = sparsifier.plan[name]
-        report = LayerReport(
-            name=name,
-            network=plan.info.network,
-            shape=plan.info.shape,
-            pattern="dense" if plan.exempt else plan.pattern.spec,
-            n_weights=plan.info.n_weights,
-            n_active=layer.n_active,
-            index_bytes=index_bytes(plan.info.shape, layer.n_active, plan.pattern),
-        )
+        report = _layer_report(sparsifier.plan[name], layer, dead.get(name, (None, None)))
         layers.append(report)
         for twin in (layer, *sparsifier.targets[name]):
             layer_of[id(twin.weight)] = report

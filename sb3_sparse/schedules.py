@@ -35,5 +35,18 @@ def linear(progress: float) -> float:
     return 1 - progress
 
 
+def gradual(initial: float, final: float, progress: float) -> float:
+    """
+    The cubic of gradual pruning, ``final + (initial - final) * (1 - progress)**3`` (Zhu and Gupta 2018, equation 1): steep
+    while the network has much to spare, flat towards the end. It goes for sparsities, and for numbers of weights as well.
+
+    :param initial: Value at progress 0.
+    :param final: Value at progress 1.
+    :param progress: In [0, 1].
+    :return: The value between them; exactly ``final`` at progress 1.
+    """
+    return final + (initial - final) * (1 - progress) ** 3
+
+
 #: Schedules by the name that callbacks take.
 SCHEDULES: dict[str, Schedule] = {"constant": constant, "cosine": cosine, "linear": linear}

@@ -29,10 +29,12 @@ class TopologyEvent:
     :param network: Name of the network.
     :param step: Step of the network's own optimizer at which it happened, counted from 1.
     :param timestep: Environment step.
-    :param fraction: Drop fraction that was in force; of a mask refresh, the fraction of active weights that were dropped.
+    :param fraction: Drop fraction that was in force; of a mask refresh or of gradual pruning, the fraction of active weights
+        that were dropped.
     :param n_dropped: Weights that existed before and do not now.
     :param n_grown: Weights that exist now and did not before.
     :param explored: Fraction of the network's prunable weights that have ever existed.
+    :param sparsity: Fraction of the network's prunable weights that do not exist now.
     """
 
     network: str
@@ -42,6 +44,7 @@ class TopologyEvent:
     n_dropped: int
     n_grown: int
     explored: float
+    sparsity: float
 
     @property
     def divergence(self) -> int:
@@ -49,7 +52,7 @@ class TopologyEvent:
         return self.n_dropped + self.n_grown
 
 
-def _check_moment(name: str, value: Any) -> None:
+def check_moment(name: str, value: Any) -> None:
     """
     A moment of the training: None, a fraction of it, or environment steps.
 
@@ -84,6 +87,9 @@ class TopologyCallback(BaseCallback):
     :raises TypeError: On training start, if the policy is not sparse.
     """
 
+    #: How its arguments `start` and `stop` are called in a callback, for errors.
+    _MOMENTS = ("start", "stop")
+
     def __init__(
         self,
         every: int,
@@ -96,8 +102,8 @@ class TopologyCallback(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         require_integer("every", every, low=1)
-        _check_moment("start", start)
-        _check_moment("stop", stop)
+        check_moment("start", start)
+        check_moment("stop", stop)
         require_choice("unit", unit, UNITS)
         if type(start) is type(stop) and start is not None and stop is not None and stop <= start:
             raise ValueError(f"`stop`={stop!r} must be after `start`={start!r}")
@@ -158,10 +164,10 @@ class TopologyCallback(BaseCallback):
             self._stop = max(self._stop, self._start + 1)
         if self._stop <= self._start:
             raise ValueError(
-                f"`stop`={self.stop!r} (environment step {self._stop}) must be after `start`={self.start!r} "
-                f"(environment step {self._start}) in a training of {self._total} steps"
+                f"`{self._MOMENTS[1]}`={self.stop!r} (environment step {self._stop}) must be after "
+                f"`{self._MOMENTS[0]}`={self.start!r} (environment step {self._start}) in a training of {self._total} steps"
             )
-        self._on_training_end()  # a training that was interrupted may have left its updaters
+        self._unbind()  # a training that was interrupted may have left its updaters
         self.events.clear()
         updatable = [name for name in sparsifier.networks if self._refusal(name) is None]
         wanted = updatable if self.networks is None else self.networks
@@ -178,10 +184,13 @@ class TopologyCallback(BaseCallback):
                 sparsifier.bind(network, self)
                 self._bound.append(network)
         except ValueError:
-            self._on_training_end()
+            self._unbind()
             raise
 
     def _on_training_end(self) -> None:
+        self._unbind()
+
+    def _unbind(self) -> None:
         for network in self._bound:
             self.sparsifier.unbind(network)
         self._bound.clear()
@@ -229,7 +238,7 @@ class TopologyCallback(BaseCallback):
         sparsifier = self.sparsifier
         before = {name: sparsifier.layers[name].weight_mask.clone() for name in sparsifier.networks[network]}
         fraction = self._update(network)
-        dropped = grown = explored = total = 0
+        dropped = grown = explored = active = total = 0
         for name, old in before.items():
             new = sparsifier.layers[name].weight_mask
             dropped += int((old & ~new).sum())
@@ -237,8 +246,10 @@ class TopologyCallback(BaseCallback):
             ever_active = self._state(network, f"ever_active/{name}")
             ever_active |= new
             explored += int(ever_active.sum())
+            active += sparsifier.layers[name].n_active
             total += new.numel()
-        event = TopologyEvent(network, step, self.model.num_timesteps, fraction, dropped, grown, explored / total)
+        timestep, sparsity = self.model.num_timesteps, 1 - active / total
+        event = TopologyEvent(network, step, timestep, fraction, dropped, grown, explored / total, sparsity)
         self.events.append(event)
         self._log(event)
 
@@ -253,6 +264,7 @@ class TopologyCallback(BaseCallback):
         self.logger.record(f"{prefix}_divergence", event.divergence)
         self.logger.record(f"{prefix}_explored", event.explored)
         self.logger.record(f"{prefix}_fraction", event.fraction)
+        self.logger.record(f"{prefix}_sparsity", event.sparsity)
         if self.verbose > 0:
             print(event)
 

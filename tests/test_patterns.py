@@ -7,7 +7,7 @@ import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sb3_sparse.patterns import Block, NofM, Unstructured, parse_pattern, top_mask
+from sb3_sparse.patterns import Block, NofM, Unstructured, as_matrix_shape, parse_pattern, top_mask
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 20), st.integers(1, 25)),
@@ -114,8 +114,12 @@ def test_selection_is_exact_legal_and_greedy(pattern, shape, density, seed):
     assert mask.shape == scores.shape
     assert mask.dtype == th.bool
     assert int(mask.sum()) == pattern.n_active(shape, budget) >= 1
-    if not (isinstance(pattern, NofM) and budget[0] > pattern.n):
-        assert pattern.is_legal(mask)
+    assert pattern.is_legal(mask)
+    if isinstance(pattern, NofM) and pattern.n < budget[0] < pattern.m and shape[0] > 1:
+        # On the way from dense every group must keep as many as the others
+        uneven = mask.flatten(1).clone()
+        uneven[0, : pattern.m] = True
+        assert not pattern.is_legal(uneven) or as_matrix_shape(shape)[1] < pattern.m
     assert th.equal(mask, pattern.select(scores.clone(), budget))
     if isinstance(pattern, Unstructured) and not mask.all():
         assert scores[mask].min() >= scores[~mask].max()

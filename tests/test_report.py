@@ -10,8 +10,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_sparse import sparsity_report
-from sb3_sparse.accounting import Flops, index_bytes
-from sb3_sparse.patterns import NofM, Unstructured
+from sb3_sparse.accounting import Flops
 from tests.helpers import SUPPORTED, SUPPORTED_IDS, make_model
 
 # torch's counter does not see the fused LSTM; its share is checked by hand below
@@ -119,12 +118,45 @@ def test_dense_model_is_refused():
         sparsity_report(make_model(TD3, sparse=False))
 
 
-def test_index_bytes():
-    # 256 x 256: bitmap 8192 bytes; 4 * 257 + 2 n for pointers and columns
-    assert index_bytes((256, 256), 32768, Unstructured()) == 8192
-    assert index_bytes((256, 256), 1000, Unstructured()) == 4 * 257 + 2000
-    assert index_bytes((2, 100_000), 100, Unstructured()) == 4 * 3 + 4 * 100
-    assert index_bytes((256, 256), 65536, Unstructured()) == 0
-    # 2:4: two bits for each of 32768 weights, as many as the bitmap has; 1:8: three bits for each of 8192
-    assert index_bytes((256, 256), 32768, NofM(2, 4)) == 8192
-    assert index_bytes((256, 256), 8192, NofM(1, 8)) == 3 * 8192 // 8
+def test_bytes_by_hand():
+    model = make_model(DQN, policy_kwargs=dict(distribution={"q_net.q_net.2": 0.75}, net_arch=[16, 16]))
+    layers = {layer.name: layer for layer in sparsity_report(model).layers}
+    first, second = layers["q_net.q_net.0"], layers["q_net.q_net.2"]
+    assert (first.encoding, first.index_bytes, first.packed_bytes) == ("dense", 0, 4 * 7 * 16)
+    # 64 of 256 weights: a bitmap takes 32 bytes, a gap for each 64 at least, rows 4 * 17 + 2 * 64
+    assert (second.encoding, second.index_bytes, second.packed_bytes) == ("bitmap", 32, 4 * 64 + 32)
+    size = sparsity_report(model).networks["q_net"]
+    others = 16 + 16 + 3
+    assert size.bytes == 4 * (112 + 64 + 48 + others)
+    assert size.bytes_with_indices == size.bytes + 32
+    assert size.papers_ratio == (112 + 256 + 48) / (112 + 64 + 48)
+    assert size.real_ratio == 4 * (112 + 256 + 48 + others) / size.bytes_with_indices
+
+
+def test_quantized_layers_say_their_bits():
+    model = make_model(DQN, policy_kwargs=dict(sparsity=0.9, distribution="uniform", net_arch=[64, 64]))
+    dense_ratio = sparsity_report(model).networks["q_net"].papers_ratio
+    assert dense_ratio == pytest.approx(10, rel=1e-3)
+    for layer in model.policy.sparsifier.layers.values():
+        layer.weight_bits = 8
+    report = sparsity_report(model)
+    # The compression paper's introduction: 10 % of the weights in 8 bits are 40 times smaller
+    assert report.networks["q_net"].papers_ratio == pytest.approx(40, rel=1e-3)
+    layer = next(layer for layer in report.layers if layer.name == "q_net.q_net.2")
+    assert layer.scale_bytes == 4 * 64
+    assert layer.packed_bytes == layer.n_active + layer.index_bytes + layer.scale_bytes
+
+
+def test_dead_units_are_counted():
+    model = make_model(DQN, policy_kwargs=dict(sparsity=0.0))
+    masks = model.policy.sparsifier.masks()
+    masks["q_net.q_net.0"][[2, 5]] = False  # no inputs
+    masks["q_net.q_net.2"][:, [7, 8, 9]] = False  # no outputs
+    model.policy.sparsifier.set_masks(masks, replan=True)
+    first, second, last = sparsity_report(model).layers
+    assert (first.no_inputs, first.no_outputs) == (2, 3)
+    assert (second.no_inputs, second.no_outputs) == (0, 0)
+    assert (last.no_inputs, last.no_outputs) == (None, None)
+    assert "2 + 3" in str(sparsity_report(model))
+    crossq = sparsity_report(make_model(CrossQ, policy_kwargs=dict(sparsity=0.9)))
+    assert all(layer.no_inputs is None for layer in crossq.layers)
