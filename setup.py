@@ -33,7 +33,7 @@ class BuildEngine(build_ext):
         if self.compiler.compiler_type != "unix" or compile_file is None:
             raise OSError("the native engine needs GCC 12 or later, or clang")
 
-        def compile_with_flags(obj, source, suffix, arguments, extra, options):  # noqa: ANN001, ANN202
+        def compile_with_flags(obj, source, suffix, arguments, extra, options):
             flags = INSTRUCTION_SETS.get(Path(source).stem, []) if X86 else []
             compile_file(obj, source, suffix, arguments, [*extra, *flags], options)
 

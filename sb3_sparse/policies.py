@@ -124,7 +124,12 @@ class SparsePolicyMixin(_PolicyBase):
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.sparsity_config = config
         # Who names an optimizer means that one
-        self._sparsify(config, choice, survivor_steps=choice.possible and "optimizer_class" not in kwargs)
+        self._sparsify(config, choice, survivor_steps=choice.possible and not self._names_optimizer(kwargs))
+
+    @classmethod
+    def _names_optimizer(cls, kwargs: Mapping[str, Any]) -> bool:
+        """Whether somebody wants one optimizer and no other."""
+        return "optimizer_class" in kwargs
 
     @classmethod
     def stock_policy(cls) -> type[BasePolicy]:
@@ -293,15 +298,23 @@ class SparseTQCMultiInputPolicy(SparsePolicyMixin, tqc.MultiInputPolicy):
     """Sparse ``MultiInputPolicy`` of TQC."""
 
 
-class SparseQRDQNPolicy(SparsePolicyMixin, qrdqn.QRDQNPolicy):
+class _NamesAdamItself(SparsePolicyMixin):
+    """QR-DQN hands every policy that names no optimizer Adam by name."""
+
+    @classmethod
+    def _names_optimizer(cls, kwargs: Mapping[str, Any]) -> bool:
+        return kwargs.get("optimizer_class", th.optim.Adam) is not th.optim.Adam
+
+
+class SparseQRDQNPolicy(_NamesAdamItself, qrdqn.QRDQNPolicy):
     """Sparse ``MlpPolicy`` of QR-DQN."""
 
 
-class SparseQRDQNCnnPolicy(SparsePolicyMixin, qrdqn.CnnPolicy):
+class SparseQRDQNCnnPolicy(_NamesAdamItself, qrdqn.CnnPolicy):
     """Sparse ``CnnPolicy`` of QR-DQN."""
 
 
-class SparseQRDQNMultiInputPolicy(SparsePolicyMixin, qrdqn.MultiInputPolicy):
+class SparseQRDQNMultiInputPolicy(_NamesAdamItself, qrdqn.MultiInputPolicy):
     """Sparse ``MultiInputPolicy`` of QR-DQN."""
 
 

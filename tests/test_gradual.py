@@ -236,7 +236,7 @@ def test_global_selection_is_exact_nested_and_greedy(pattern, seed, density):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_stock_bit_for_bit_until_it_begins(algorithm):
+def test_stock_bit_for_bit_until_it_begins(algorithm, auto_engine):
     stock = make_model(algorithm, sparse=False).learn(48)
     callback = GradualPruning(0.8, 48, 200)
     model = dense_model(algorithm).learn(48, callback=callback)

@@ -18,6 +18,7 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from sb3_sparse import sparse_policy
+from sb3_sparse.engine import native
 from tests.helpers import (
     ALGORITHMS,
     DISCRETE,
@@ -33,9 +34,13 @@ from tests.helpers import (
 )
 
 
-@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "block:4x2"])
+@pytest.mark.parametrize(
+    ("pattern", "engine"), [("unstructured", "native"), ("unstructured", "torch"), ("2:4", "native"), ("block:4x2", "native")]
+)
 @pytest.mark.parametrize(("algorithm", "kind"), SUPPORTED, ids=SUPPORTED_IDS)
-def test_every_step_of_every_algorithm_and_policy(algorithm, kind, pattern, monkeypatch):
+def test_every_step_of_every_algorithm_and_policy(algorithm, kind, pattern, engine, monkeypatch):
+    if native.available():
+        monkeypatch.setenv("SB3_SPARSE_ENGINE", engine)
     sparsity = None if pattern == "2:4" else 0.7
     model = make_model(algorithm, kind, policy_kwargs=dict(sparsity=sparsity, pattern=pattern))
     shuffled = shuffle_masks(model)
@@ -122,7 +127,7 @@ def test_attach_refuses_other_names():
 
 
 @pytest.mark.parametrize(("algorithm", "kind"), SUPPORTED, ids=SUPPORTED_IDS)
-def test_sparsity_zero_is_bit_identical_to_stock(algorithm, kind):
+def test_sparsity_zero_is_bit_identical_to_stock(algorithm, kind, auto_engine):
     models, streams = [], []
     for sparse in (False, True):
         model = make_model(algorithm, kind, sparse=sparse, policy_kwargs=dict(sparsity=0.0) if sparse else None, seed=7)

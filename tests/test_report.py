@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch as th
 from sb3_contrib import CrossQ, RecurrentPPO
@@ -9,7 +10,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_sparse import sparsity_report
+from sb3_sparse import quantize, sparsity_report
 from sb3_sparse.accounting import Flops
 from tests.helpers import SUPPORTED, SUPPORTED_IDS, make_model
 
@@ -137,9 +138,8 @@ def test_quantized_layers_say_their_bits():
     model = make_model(DQN, policy_kwargs=dict(sparsity=0.9, distribution="uniform", net_arch=[64, 64]))
     dense_ratio = sparsity_report(model).networks["q_net"].papers_ratio
     assert dense_ratio == pytest.approx(10, rel=1e-3)
-    for layer in model.policy.sparsifier.layers.values():
-        layer.weight_bits = 8
-    report = sparsity_report(model)
+    data = np.random.default_rng(0).uniform(-1, 1, (64, *model.observation_space.shape)).astype(np.float32)
+    report = sparsity_report(quantize(model, data=data))
     # The compression paper's introduction: 10 % of the weights in 8 bits are 40 times smaller
     assert report.networks["q_net"].papers_ratio == pytest.approx(40, rel=1e-3)
     layer = next(layer for layer in report.layers if layer.name == "q_net.q_net.2")

@@ -30,8 +30,9 @@ from tests.helpers import (
 OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (20, 7)).astype(np.float32)
 
 
-def same_actions(first, second):
-    return np.array_equal(*(model.predict(OBSERVATIONS, deterministic=True)[0] for model in (first, second)))
+def same_actions(first, second, *, bits=True):
+    actions = [model.predict(OBSERVATIONS, deterministic=True)[0] for model in (first, second)]
+    return np.array_equal(*actions) if bits else np.allclose(*actions, atol=1e-5)
 
 
 def trained(algorithm, kind="Mlp", **policy_kwargs):
@@ -102,7 +103,7 @@ def test_to_stock(algorithm, kind, tmp_path):
     assert equal_state(model, stock, ignore_masks=True)
     assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
     if kind == "Mlp":
-        assert same_actions(model, stock)
+        assert same_actions(model, stock, bits=False)  # another engine
     stock.save(tmp_path / "stock.zip")
     with zipfile.ZipFile(tmp_path / "stock.zip") as file:
         assert b"sparse" not in file.read("data").lower()

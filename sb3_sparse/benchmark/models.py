@@ -28,7 +28,13 @@ class SyntheticEnv(gym.Env):
 
 
 def make_model(
-    algo: str, net_arch: Sequence[int], policy_kwargs: dict[str, Any] | None, *, batch_size: int, seed: int = 0, sparse: bool | None = None
+    algo: str,
+    net_arch: Sequence[int],
+    policy_kwargs: dict[str, Any] | None,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    sparse: bool | None = None,
 ) -> OffPolicyAlgorithm:
     """
     A model whose replay buffer is full of random transitions.

@@ -1,6 +1,6 @@
 """
-A whole gradient step, stock ``train()``, of sparse policies against stock Stable-Baselines3, against the best dense torch there
-is under the same ``train()`` (fused Adam; no gradients for the critic's weights in the actor's update), and against masks
+A whole gradient step, stock ``train()``, of sparse policies against stock Stable-Baselines3, against the best dense torch
+there is under the same ``train()`` (fused Adam; no gradients for the critic's weights in the actor's update), and against masks
 over dense tensors (engine ``torch``), as every paper repository has them. All take turns in one process.
 """
 
@@ -87,8 +87,8 @@ def variants(sparsities: list[float], patterns: list[str], *, masked: bool) -> d
     for value in sparsities:
         found[f"{value:g}"] = dict(sparsity=value, engine=engine)
     for text in patterns:
-        pattern, _, value = text.partition("@")
-        found[text] = dict(pattern=pattern, engine=engine, **({"sparsity": float(value)} if value else {}))
+        pattern, _, number = text.partition("@")
+        found[text] = dict(pattern=pattern, engine=engine, **({"sparsity": float(number)} if number else {}))
     if masked:
         for value in sparsities:
             found[f"{value:g} masked dense"] = dict(sparsity=value, engine="torch")
@@ -119,7 +119,9 @@ def measure(
     models["stock"].train(4, batch)
     # An even number: TD3's actor has every second step
     steps = 2 * max(1, round(_SECONDS_PER_ROUND / (time.perf_counter() - start) * 2))
-    timings = interleave({name: partial(model.train, steps, batch) for name, model in models.items()}, "stock", rounds=rounds, calls=1)
+    timings = interleave(
+        {name: partial(model.train, steps, batch) for name, model in models.items()}, "stock", rounds=rounds, calls=1
+    )
     per_step = {
         name: Timing(timing.seconds / steps, timing.ratio, timing.low, timing.high) for name, timing in timings.items()
     }
@@ -191,7 +193,9 @@ def run(arguments: argparse.Namespace) -> None:
                     rows.append(row)
                     if arguments.breakdown:
                         found = breakdown(models[name], arguments.batch)
-                        parts.append({**dict(list(row.items())[:4]), **{f"{part} (us)": value for part, value in found.items()}})
+                        parts.append(
+                            {**dict(list(row.items())[:4]), **{f"{part} (us)": value for part, value in found.items()}}
+                        )
                 del models
     note = (
         f"gradient steps of stock train(), batch {arguments.batch}, medians of {arguments.rounds} interleaved rounds, "

@@ -112,7 +112,8 @@ class Crossovers:
         """
         :param sequence: A sequence.
         :param n_samples: Size of the batch.
-        :return: What decides, as text: widths, density of each layer in steps of 0.05 (0.01 below 0.1), batch in powers of two, threads.
+        :return: What decides, as text: widths, density of each layer in steps of 0.05 (0.01 below 0.1), batch in powers of
+            two, threads.
         """
         layers = []
         for layer in sequence.layers:

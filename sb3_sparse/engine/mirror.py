@@ -76,7 +76,7 @@ class Mirror:
         for held, weight in self.held:
             if held["weight"] is not weight:
                 return False
-        for parameter, address in self.addressed:
+        for parameter, address in self.addressed:  # noqa: SIM110
             if parameter.data_ptr() != address:
                 return False
         return True

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from typing import Any
 
+#: The compiled module ``sb3_sparse.engine._native``, None where it was not built. It takes addresses and checks nothing.
+module: Any = None
+_REASON = ""
 try:
-    from sb3_sparse.engine import _native
+    module = importlib.import_module("sb3_sparse.engine._native")
 except ImportError as error:
-    _native = None
     _REASON = str(error)
-
-#: The compiled module ``sb3_sparse.engine._native``, or None where it was not built. Addresses go in, nothing is checked there.
-module: Any = _native
 
 _noticed: set[str] = set()
 

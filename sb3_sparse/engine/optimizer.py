@@ -36,8 +36,7 @@ class SurvivorAdam(Adam):
     @staticmethod
     def adopt(optimizer: Optimizer, sequences: list[SparseSequential]) -> None:
         """
-        :param optimizer: A plain Adam, or one that is adopted already; anything else is left as it is, so is an Adam with options
-            that this one does not know.
+        :param optimizer: A plain Adam, or one that is adopted already; anything else is left as it is.
         :param sequences: Sequences all of whose parameters are the optimizer's.
         """
         if type(optimizer) is Adam:
@@ -49,7 +48,7 @@ class SurvivorAdam(Adam):
     # --- State ---
 
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         self.release()
         return self.__dict__["state"]
 
@@ -130,9 +129,8 @@ class SurvivorAdam(Adam):
         if closure is None and options is not None:
             for sequence in self.__dict__.get("sequences") or []:
                 mirror = sequence.present_mirror()
-                if mirror is not None and all(weight.grad is not None for weight in mirror.weights):
-                    if self._step_mirror(mirror, options):
-                        done.append(mirror)
+                if mirror is not None and self._step_mirror(mirror, options):
+                    done.append(mirror)
         if not done:
             self.release()
             return _unhooked(Adam.step)(self, closure)
@@ -181,4 +179,3 @@ class SurvivorAdam(Adam):
         return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would wrap it
-

@@ -42,6 +42,9 @@ class SparseSequential(nn.Sequential):
     while an updater wants dense gradients, where a target layer settles on a mask of its own, and once a layer is quantized.
     """
 
+    layers: list[SparseLinear]
+    #: Codes of what follows each layer.
+    activations: list[int]
     #: None: a sequence that was not adopted, such as a slice of one; torch runs it.
     choice: Choice | None = None
     #: Whether weights get no gradients when the input wants one: the critic in the actor's update, whose gradients
@@ -51,6 +54,7 @@ class SparseSequential(nn.Sequential):
     ensemble: _Running | None = None
     _mirrors: dict[th.dtype, Mirror]
     _decided: dict[tuple[int, ...], bool]
+    _hooks: list[dict[int, Any]]
 
     @staticmethod
     def adopt(sequence: nn.Sequential, choice: Choice) -> bool:
@@ -128,7 +132,12 @@ class SparseSequential(nn.Sequential):
     def _can_mirror(self, dtype: th.dtype) -> bool:
         for layer in self.layers:
             for parameter in layer.parameters():
-                if parameter.dtype != dtype or not parameter.is_cpu or not parameter.is_contiguous() or parameter._backward_hooks:
+                if (
+                    parameter.dtype != dtype
+                    or not parameter.is_cpu
+                    or not parameter.is_contiguous()
+                    or parameter._backward_hooks
+                ):
                     return False
         return True
 
@@ -305,6 +314,8 @@ def _differentiable(this: _Pass, x: th.Tensor, gradients: Sequence[th.Tensor | N
     pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
     wanted = [value for value, need in zip(inputs, needed, strict=True) if need]
     found = iter(
-        th.autograd.grad([pair[0] for pair in pairs], wanted, [pair[1] for pair in pairs], create_graph=True, allow_unused=True)
+        th.autograd.grad(
+            [pair[0] for pair in pairs], wanted, [pair[1] for pair in pairs], create_graph=True, allow_unused=True
+        )
     )
     return [next(found) if need else None for need in needed]

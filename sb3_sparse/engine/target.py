@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Code of the functions that are given data which knows its survivors; they use it for ``mul_`` and ``th.add`` alone.
 TARGET_UPDATES: set[CodeType] = set()
 
-_plain_data: Any = th.Tensor.data  # type: ignore[assignment]  # the getset descriptor
+_plain_data: Any = th.Tensor.data  # the getset descriptor
 
 
 class SurvivorParameter(nn.Parameter):
@@ -55,7 +55,7 @@ class SurvivorParameter(nn.Parameter):
     agreed: tuple[Any, int, int] | None
 
     @property
-    def data(self) -> th.Tensor:  # type: ignore[override]
+    def data(self) -> th.Tensor:
         if self.mirror is None:
             return _plain_data.__get__(self)
         if sys._getframe(1).f_code not in TARGET_UPDATES:
@@ -89,7 +89,8 @@ class SurvivorParameter(nn.Parameter):
         :param other: Another weight; both are mirrored.
         :return: Whether both have the same survivors.
         """
-        assert self.mirror is not None and other.mirror is not None
+        assert self.mirror is not None
+        assert other.mirror is not None
         own, others = self.mirror.layers[self.place], other.mirror.layers[other.place]
         versions = (other.mirror, own.mask_version, others.mask_version)
         if self.agreed != versions:
@@ -147,7 +148,8 @@ def _add_survivors(target: Any, online: Any, *others: Any, alpha: Any = 1, out: 
     to, source = target.owner(), online.owner()
     if to is None or source is None or not to.is_mirrored() or not source.is_mirrored() or not to.has_mask_of(source):
         return False
-    assert to.mirror is not None and source.mirror is not None
+    assert to.mirror is not None
+    assert source.mirror is not None
     to.mirror.network.add(to.place, alpha, source.mirror.network, source.place)
     return True
 

@@ -85,3 +85,7 @@ def make_input(shape: Shape, *, dtype: th.dtype = th.float32) -> th.Tensor:
 def dense(sequence: nn.Sequential, x: th.Tensor) -> th.Tensor:
     """What torch makes of it."""
     return nn.Sequential.forward(sequence, x)
+
+
+#: A small one of the usual kind.
+MLP = Shape((9, 16, 12, 3), (0.4, 0.3, 1.0), "unstructured", ("relu", "tanh", "none"), True, 33, 6)

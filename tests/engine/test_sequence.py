@@ -11,11 +11,9 @@ from torch import nn
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.sequence import Ensemble, run_native
-from tests.engine.networks import Shape, dense, make_input, make_sequence, needs_kernels, shapes
+from tests.engine.networks import MLP, Shape, dense, make_input, make_sequence, needs_kernels, shapes
 
 pytestmark = needs_kernels
-
-MLP = Shape((9, 16, 12, 3), (0.4, 0.3, 1.0), "unstructured", ("relu", "tanh", "none"), True, 33, 6)
 
 
 def gradients(sequence, output, x, *, seed=0):
@@ -85,9 +83,7 @@ def test_bits_do_not_depend_on_threads(shape):
 
 @pytest.mark.parametrize("activation", ["none", "tanh"])
 def test_gradcheck(activation):
-    sequence = make_sequence(
-        Shape((5, 7, 3), (1.0, 1.0), "unstructured", (activation, "none"), True, 4, 2), dtype=th.float64
-    )
+    sequence = make_sequence(Shape((5, 7, 3), (1.0, 1.0), "unstructured", (activation, "none"), True, 4, 2), dtype=th.float64)
     x = th.randn(4, 5, dtype=th.float64, generator=th.Generator().manual_seed(0)).requires_grad_()
     assert th.autograd.gradcheck(lambda x, *parameters: sequence(x), (x, *sequence.parameters()))
     assert th.autograd.gradgradcheck(lambda x, *parameters: sequence(x), (x, *sequence.parameters()))
@@ -278,9 +274,7 @@ def test_copies_live_on_their_own():
     assert th.equal(th.load(file)["0.weight"], sequence[0].weight)
 
 
-@pytest.mark.parametrize(
-    "x", [th.zeros(9), th.zeros(2, 3, 9), th.zeros(0, 9)], ids=["vector", "three dimensions", "empty"]
-)
+@pytest.mark.parametrize("x", [th.zeros(9), th.zeros(2, 3, 9), th.zeros(0, 9)], ids=["vector", "three dimensions", "empty"])
 def test_other_inputs_are_torchs(x, monkeypatch):
     counts = runs(monkeypatch)
     sequence = make_sequence(MLP)
@@ -335,7 +329,13 @@ def test_sequences_that_cannot_run_natively_stay_as_they_are():
     from sb3_sparse.engine.choice import Choice
     from sb3_sparse.engine.sequence import SparseSequential
 
-    for modules in ([nn.Linear(2, 2)], [nn.ReLU()], [], [make_sequence(MLP)[0], nn.ELU()], [make_sequence(MLP)[0], nn.Dropout()]):
+    for modules in (
+        [nn.Linear(2, 2)],
+        [nn.ReLU()],
+        [],
+        [make_sequence(MLP)[0], nn.ELU()],
+        [make_sequence(MLP)[0], nn.Dropout()],
+    ):
         sequence = nn.Sequential(*modules)
         assert not SparseSequential.adopt(sequence, Choice("native"))
         assert type(sequence) is nn.Sequential

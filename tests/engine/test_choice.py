@@ -1,0 +1,149 @@
+"""Which engine runs."""
+
+import json
+import warnings
+
+import pytest
+import torch as th
+from stable_baselines3 import DQN, SAC, TD3
+
+from sb3_sparse import sparse_policy
+from sb3_sparse.engine import choice, native
+from sb3_sparse.engine.choice import Crossovers, requested_engine
+from sb3_sparse.engine.sequence import SparseSequential
+from tests.engine.networks import MLP, make_sequence, needs_kernels
+from tests.engine.test_sequence import runs
+from tests.helpers import equal_state, make_model, shuffle_masks
+
+
+def test_unknown_engine(monkeypatch):
+    with pytest.raises(ValueError, match="`engine` must be one of 'auto', 'native', 'torch', got 'cuda'"):
+        make_model(TD3, policy_kwargs=dict(engine="cuda"))
+    monkeypatch.setenv("SB3_SPARSE_ENGINE", "fast")
+    with pytest.raises(ValueError, match="SB3_SPARSE_ENGINE"):
+        make_model(TD3)
+
+
+def test_environment_wins(monkeypatch):
+    monkeypatch.setenv("SB3_SPARSE_ENGINE", "torch")
+    assert requested_engine("auto") == requested_engine("native") == "torch"
+    monkeypatch.delenv("SB3_SPARSE_ENGINE")
+    assert requested_engine("auto") == "auto"
+
+
+def test_without_kernels(monkeypatch):
+    monkeypatch.setattr(native, "module", None)
+    monkeypatch.setattr(native, "_REASON", "No module named '_native'", raising=False)
+    monkeypatch.setattr(native, "_noticed", set())
+    monkeypatch.delenv("SB3_SPARSE_ENGINE")
+    with pytest.raises(ImportError, match=r"`engine`='native': the native engine is not there \(No module named '_native'\)"):
+        make_model(TD3, policy_kwargs=dict(engine="native"))
+    with pytest.warns(UserWarning, match="sb3_sparse uses torch's dense kernels: the native engine is not there"):
+        model = make_model(TD3, policy_kwargs=dict(sparsity=0.7))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        make_model(TD3, policy_kwargs=dict(sparsity=0.7))
+    model.learn(40)
+    assert not any(isinstance(module, SparseSequential) for module in model.policy.modules())
+
+
+@needs_kernels
+def test_auto_measures_once_and_remembers(auto_engine, monkeypatch):
+    measured = []
+
+    def measure(sequence, n_samples):
+        measured.append(n_samples)
+        return 0.5 if n_samples > 100 else 2.0
+
+    monkeypatch.setattr(choice, "_measure", measure)
+    counts = runs(monkeypatch)
+    sequence = make_sequence(MLP, engine="auto")
+    for n_samples in (33, 33, 40, 200):
+        sequence(th.zeros(n_samples, 9))
+    assert measured == [33, 200]
+    assert counts["forward"] == 3
+    (file,) = auto_engine.iterdir()
+    assert sorted(json.loads(file.read_text()).values()) == [0.5, 2.0]
+    # Another process finds it
+    monkeypatch.setattr(choice, "_known", {})
+    make_sequence(MLP, engine="auto")(th.zeros(33, 9))
+    assert measured == [33, 200]
+
+
+@needs_kernels
+def test_a_real_measurement_leaves_nothing_behind(auto_engine):
+    sequence = make_sequence(MLP, engine="auto")
+    before, state = [parameter.clone() for parameter in sequence.parameters()], th.get_rng_state()
+    assert Crossovers(auto_engine / "file").ratio(sequence, 64) > 0
+    assert Crossovers(auto_engine / "file").ratio(sequence, 1) > 0
+    assert th.equal(state, th.get_rng_state())
+    assert all(parameter.grad is None for parameter in sequence.parameters())
+    assert all(th.equal(own, other) for own, other in zip(before, sequence.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"a": "b"}', "\x00\x01"])
+def test_corrupted_measurements_are_made_anew(content, tmp_path):
+    path = tmp_path / "crossover.json"
+    path.write_text(content)
+    crossovers = Crossovers(path)
+    assert crossovers.ratios == {}
+    crossovers.ratios["a"] = 1.5
+    crossovers._save()
+    assert Crossovers(path).ratios == {"a": 1.5}
+
+
+def test_measurements_that_cannot_be_kept(tmp_path):
+    path = tmp_path / "a file" / "crossover.json"
+    path.parent.write_text("in the way")
+    crossovers = Crossovers(path)
+    crossovers.ratios["a"] = 1.5
+    crossovers._save()
+    assert path.parent.read_text() == "in the way"
+
+
+@needs_kernels
+def test_auto_leaves_dense_sequences_to_torch(auto_engine, monkeypatch):
+    counts = runs(monkeypatch)
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.0))
+    model.learn(40)
+    assert counts == {"forward": 0, "backward": 0}
+    assert not auto_engine.exists()
+
+
+@needs_kernels
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
+def test_same_seed_same_bits_and_engines_agree(algorithm, monkeypatch):
+    models = {}
+    for run, engine in [("first", "native"), ("second", "native"), ("torch", "torch")]:
+        monkeypatch.setenv("SB3_SPARSE_ENGINE", engine)
+        models[run] = make_model(algorithm, policy_kwargs=dict(sparsity=0.7), seed=4)
+        shuffle_masks(models[run])
+        models[run].learn(40)
+    assert equal_state(models["first"], models["second"])
+    native_ones, torch_ones = (models[run].policy.state_dict() for run in ("first", "torch"))
+    for name, value in native_ones.items():
+        # A few steps apart float rounding is all there is
+        th.testing.assert_close(value, torch_ones[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+@needs_kernels
+def test_saved_under_one_engine_loads_under_another(monkeypatch, tmp_path):
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.7, engine="native"))
+    model.learn(40)
+    model.save(tmp_path / "model.zip")
+    monkeypatch.setenv("SB3_SPARSE_ENGINE", "torch")
+    loaded = TD3.load(tmp_path / "model.zip", env=model.get_env())
+    assert equal_state(model, loaded)
+    loaded.learn(40)
+    assert sparse_policy(loaded).sparsifier.violations() == []
+
+
+@needs_kernels
+def test_native_actors_and_critics_are_used(monkeypatch):
+    counts = runs(monkeypatch)
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.7))
+    model.learn(24)
+    counts.update(forward=0, backward=0)
+    model.train(gradient_steps=2, batch_size=8)
+    # Twice: target actor, twin targets, twin critics; once: actor and one critic
+    assert counts == {"forward": 8, "backward": 4}

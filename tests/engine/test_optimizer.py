@@ -1,0 +1,196 @@
+"""Adam and target updates over survivors are torch's, bit for bit."""
+
+import copy
+
+import pytest
+import torch as th
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sb3_contrib import QRDQN, TQC
+from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.utils import polyak_update
+from torch.optim import Adam
+
+from sb3_sparse.engine import native
+from sb3_sparse.engine.optimizer import SurvivorAdam
+from tests.engine.networks import MLP, Shape, dense, make_input, make_sequence, needs_kernels, shapes
+from tests.helpers import assert_invariants, equal_state, make_model, shuffle_masks
+
+pytestmark = needs_kernels
+
+
+def same(first, second):
+    return all(th.equal(one, other) for one, other in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def same_moments(first, second, pairs):
+    return all(
+        th.equal(first.state[one][key], second.state[other][key])
+        for one, other in pairs
+        for key in ("step", "exp_avg", "exp_avg_sq")
+    )
+
+
+@given(
+    shape=shapes(),
+    options=st.fixed_dictionaries(
+        {
+            "lr": st.sampled_from([1e-4, 3e-3, 0.1]),
+            "betas": st.sampled_from([(0.9, 0.999), (0.3, 0.95), (0.0, 0.5)]),
+            "eps": st.sampled_from([1e-8, 1e-3]),
+            "weight_decay": st.sampled_from([0.0, 2e-4]),
+        }
+    ),
+    looks=st.sets(st.integers(0, 7)),
+)
+@settings(max_examples=40)
+def test_adam_is_torchs(shape, options, looks):
+    own = make_sequence(shape)
+    own(make_input(shape))  # there is a mirror from the first step on
+    other = copy.deepcopy(own)
+    optimizers = [Adam(own.parameters(), **options), Adam(other.parameters(), **options)]
+    SurvivorAdam.adopt(optimizers[0], [own])
+    for index in range(8):
+        for sequence, optimizer in zip((own, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            (sequence(make_input(shape) * (index + 1)) ** 2).mean().backward()
+            if index % 3 == 0:
+                th.nn.utils.clip_grad_norm_(sequence.parameters(), 0.01)
+            if index == 5:
+                optimizer.param_groups[0]["lr"] *= 0.5
+            optimizer.step()
+        assert same(own, other)
+        if index in looks:
+            assert same_moments(*optimizers, list(zip(own.parameters(), other.parameters(), strict=True)))
+    assert same_moments(*optimizers, list(zip(own.parameters(), other.parameters(), strict=True)))
+    assert optimizers[0].state_dict().keys() == optimizers[1].state_dict().keys()
+
+
+@pytest.mark.parametrize("options", [{"amsgrad": True}, {"maximize": True}, {"lr": th.tensor(1e-3)}])
+def test_unknown_options_are_torchs_to_deal_with(options):
+    own = make_sequence(MLP)
+    other = copy.deepcopy(own)
+    for sequence in (own, other):
+        optimizer = Adam(sequence.parameters(), **options)
+        if sequence is own:
+            SurvivorAdam.adopt(optimizer, [own])
+        for _ in range(3):
+            optimizer.zero_grad()
+            sequence(make_input(MLP)).sum().backward()
+            for layer in sequence.layers:
+                assert not layer.weight.grad[~layer.weight_mask].any()
+            optimizer.step()
+    assert same(own, other)
+
+
+def test_closures_hooks_and_missing_gradients():
+    sequence = make_sequence(MLP)
+    optimizer = Adam(sequence.parameters(), lr=0.1)
+    SurvivorAdam.adopt(optimizer, [sequence])
+    met = []
+    optimizer.register_step_pre_hook(lambda *_: met.append("before"))
+    optimizer.register_step_post_hook(lambda *_: met.append("after"))
+    before = copy.deepcopy(sequence)
+    optimizer.step()
+    assert same(sequence, before)
+    assert met == ["before", "after"]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sequence(make_input(MLP)).sum()
+        loss.backward()
+        return loss
+
+    assert float(optimizer.step(closure)) == float(dense(before, make_input(MLP)).sum()) or not same(sequence, before)
+    assert met == ["before", "after"] * 2
+    # One layer left out: its weights stay
+    optimizer.zero_grad()
+    sequence(make_input(MLP)).sum().backward()
+    for parameter in sequence[0].parameters():
+        parameter.grad = None
+    before = copy.deepcopy(sequence)
+    optimizer.step()
+    assert th.equal(before[0].weight, sequence[0].weight)
+    assert not th.equal(before[2].weight, sequence[2].weight)
+
+
+@pytest.mark.parametrize("algorithm", [TD3, DDPG, SAC, TQC, DQN, QRDQN, PPO, A2C])
+def test_training_is_that_of_stock_adam(algorithm):
+    # What the algorithms choose where the user chooses no optimizer
+    eps = {"eps": 1e-5} if algorithm in (PPO, A2C) else {"eps": 0.01 / 8} if algorithm is QRDQN else {}
+    model_kwargs = dict(use_rms_prop=False) if algorithm is A2C else {}
+    # Who names an optimizer gets that very one; QR-DQN itself names Adam, so here it is a subclass
+    named_adam = type("NamedAdam", (Adam,), {}) if algorithm is QRDQN else Adam
+    models = []
+    for named in ({}, {"optimizer_class": named_adam}):
+        policy_kwargs = dict(sparsity=0.7, optimizer_kwargs=eps) | named
+        models.append(make_model(algorithm, policy_kwargs=policy_kwargs, **model_kwargs))
+        shuffle_masks(models[-1])
+        models[-1].learn(60)
+    kinds = [{type(optimizer) for optimizer in model.policy.sparsifier.optimizers.values()} for model in models]
+    assert kinds == [{SurvivorAdam}, {named_adam}]
+    assert equal_state(*models)
+    assert_invariants(models[0])
+
+
+def test_sparsity_zero_keeps_stock_adam():
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.0))
+    assert {type(optimizer) for optimizer in model.policy.sparsifier.optimizers.values()} == {Adam}
+
+
+@given(shape=shapes(), tau=st.sampled_from([0.005, 0.5, 1.0]))
+@settings(max_examples=30)
+def test_polyak_is_torchs(shape, tau):
+    online, target = make_sequence(shape), make_sequence(shape)
+    with th.no_grad():
+        for parameter in target.parameters():
+            parameter.mul_(0.5)
+    plain = copy.deepcopy((online, target))
+    x = make_input(shape)
+    for sequence in (online, target):
+        sequence(x)
+    scaled = []
+    networks = [layer.weight.mirror.network for layer in target.layers]
+    for _ in range(3):
+        polyak_update(online.parameters(), target.parameters(), tau)
+        with th.no_grad():
+            for one, other in zip(plain[0].parameters(), plain[1].parameters(), strict=True):
+                other.mul_(1 - tau)
+                th.add(other, one, alpha=tau, out=other)
+        scaled.append(same(target, plain[1]))
+        th.testing.assert_close(target(x), dense(target, x), rtol=1e-4, atol=1e-5)
+    assert scaled == [True] * 3
+    assert networks == [layer.weight.mirror.network for layer in target.layers]
+    assert not any(layer.weight.exposed for sequence in (online, target) for layer in sequence.layers)
+
+
+def test_polyak_between_different_masks():
+    online, target = make_sequence(MLP), make_sequence(Shape(**{**MLP.__dict__, "seed": 9}))
+    x = make_input(MLP)
+    online(x), target(x)
+    expected = [0.5 * own + 0.5 * other for own, other in zip(target.parameters(), online.parameters(), strict=True)]
+    polyak_update(online.parameters(), target.parameters(), 0.5)
+    for value, parameter in zip(expected, target.parameters(), strict=True):
+        th.testing.assert_close(value, parameter)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_no_leak(name):
+    """Memory in use stops growing: of passes whose graph is kept, dropped, and never run backwards."""
+    import resource
+
+    sequence = make_sequence(Shape((64, 256, 256, 4), (0.5, 0.5, 1.0), "unstructured", ("relu", "relu", "none"), True, 256, 1))
+    x = th.randn(256, 64)
+
+    def passes(n):
+        for _ in range(n):
+            y = sequence(x)
+            if name == "b":
+                y.sum().backward()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    passes(50)
+    before = passes(50)
+    # One leaked tape of this shape has more than half a megabyte
+    assert passes(400) - before < 40_000
+    assert native.available()
