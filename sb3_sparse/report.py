@@ -10,6 +10,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from sb3_sparse.accounting import Flops
+from sb3_sparse.engine.choice import describe_engine
 from sb3_sparse.discovery import TARGET_SUFFIX, network_parameters
 from sb3_sparse.encodings import smallest_encoding, value_bytes
 from sb3_sparse.gradient_steps import batch_size, inference_flops, training_flops
@@ -153,6 +154,7 @@ class SparsityReport:
     :param training: FLOPs of one gradient step at the model's batch size, delayed actor updates averaged; None for an
         algorithm unknown to this library.
     :param batch_size: Samples per gradient step.
+    :param engine: What multiplies, see :mod:`sb3_sparse.engine`.
     """
 
     algorithm: str
@@ -164,6 +166,7 @@ class SparsityReport:
     inference: Flops
     training: Flops | None
     batch_size: int
+    engine: str
 
     def to_dict(self) -> dict:
         """The report as plain JSON values."""
@@ -177,6 +180,7 @@ class SparsityReport:
             "algorithm": self.algorithm,
             "policy": self.policy,
             "batch_size": self.batch_size,
+            "engine": self.engine,
             "layers": [
                 {
                     **asdict(layer),
@@ -267,7 +271,7 @@ class SparsityReport:
         return "\n\n".join(blocks) + "\n"
 
     def __str__(self) -> str:
-        lines = [f"{self.algorithm} with {self.policy}"]
+        lines = [f"{self.algorithm} with {self.policy}, engine {self.engine}"]
         for header, rows in self._tables():
             widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
             lines.append("")
@@ -348,4 +352,5 @@ def sparsity_report(model: BaseAlgorithm) -> SparsityReport:
         inference=inference_flops(policy),
         training=training_flops(model, policy),
         batch_size=batch_size(model),
+        engine=describe_engine(policy.sparsity_config.engine),
     )

@@ -48,6 +48,17 @@ def requested_engine(engine: str) -> str:
     return engine
 
 
+def describe_engine(engine: str) -> str:
+    """
+    :param engine: The engine a policy was given.
+    :return: What that means here and now, for people.
+    """
+    engine = requested_engine(engine)
+    if engine == "torch" or not native.available():
+        return "torch" if engine == "torch" else "torch (the native engine was not built)"
+    return f"{engine} ({native.instruction_set()} kernels)"
+
+
 class Choice:
     """
     The choice of one policy.
