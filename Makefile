@@ -15,7 +15,7 @@ LINT_PATHS := .
 # One thread per process: runs side by side do not fight over the cores
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: train test pytest lint type format check-codestyle commit-checks doc clean
+.PHONY: train test pytest sanitize lint type format check-codestyle commit-checks doc clean
 
 # --- Environments. The stamp files say which extras are installed ---
 
@@ -51,6 +51,10 @@ test: .venv/dev.stamp
 # --- For developers, under the names Stable-Baselines3 uses ---
 
 pytest: test
+
+# The kernels under the address, undefined-behaviour and thread sanitizers
+sanitize: .venv/dev.stamp
+	$(BIN)/python -m pytest -m expensive tests/engine/test_build.py
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check $(LINT_PATHS)

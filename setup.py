@@ -53,7 +53,7 @@ def engine() -> Extension:
     flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-g0"]
     links = [] if sys.platform == "darwin" else ["-pthread"]
     if SANITIZE:
-        flags += [f"-fsanitize={SANITIZE}", "-fno-omit-frame-pointer", "-g"]
+        flags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
         links += [f"-fsanitize={SANITIZE}"]
     return Extension(
         "sb3_sparse.engine._native",

@@ -10,9 +10,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from torch import nn
 
 from sb3_sparse.accounting import Flops
-from sb3_sparse.engine.choice import describe_engine
 from sb3_sparse.discovery import TARGET_SUFFIX, network_parameters
 from sb3_sparse.encodings import smallest_encoding, value_bytes
+from sb3_sparse.engine.choice import describe_engine
 from sb3_sparse.gradient_steps import batch_size, inference_flops, training_flops
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.plan import LayerPlan

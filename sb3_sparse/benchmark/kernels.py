@@ -114,7 +114,8 @@ def run(arguments: argparse.Namespace) -> None:
     th.set_num_threads(arguments.threads)
     note = (
         f"one layer, batch {arguments.batch}, instruction set {native.instruction_set()}; "
-        f"multiply-adds in registers: {peak():.0f} GFLOP/s on one core. Packing of rows into panels is part of forward and input gradient"
+        f"multiply-adds in registers: {peak():.0f} GFLOP/s on one core. "
+        "Packing of rows into panels is part of forward and input gradient"
     )
     rows = [
         {"width": width, "pattern": pattern, "density": density, **measure(width, density, pattern, arguments.batch)}

@@ -1,6 +1,6 @@
 """
 A whole gradient step, stock ``train()``, of sparse policies against stock Stable-Baselines3, against the best dense torch
-there is under the same ``train()`` (fused Adam; no gradients for the critic's weights in the actor's update), and against masks
+there is under the same ``train()`` (fused Adam; no gradients for the critic's weights in the actor's update), and masks
 over dense tensors (engine ``torch``), as every paper repository has them. All take turns in one process.
 """
 
