@@ -6,6 +6,7 @@ test_build.py under sanitizers, which end the process at the first error.
 from __future__ import annotations
 
 import sys
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ def one(native: Any, rng: np.random.Generator, kind: str, dtype: type) -> None:
     widths = rng.integers(1, 45, n_layers + 1).tolist()
     n_samples = int(rng.integers(1, 150))
     masks, weights, biases, shapes = [], [], [], []
-    for n_inputs, n_outputs in zip(widths[:-1], widths[1:], strict=True):
+    for n_inputs, n_outputs in pairwise(widths):
         mask = rng.random((n_outputs, n_inputs)) < rng.choice([0.0, 0.1, 0.5, 1.0])
         if rng.random() < 0.3:
             mask = np.repeat(mask[::4], 4, 0)[:n_outputs].copy()
