@@ -94,6 +94,8 @@ class Mirror:
         """Whether gradients may go straight into ``grad``: there are none yet or the mirror's own, and no one else watches."""
         if not self.fits():
             return False
+        if any(parameter._backward_hooks for parameter in self.parameters):
+            return False
         for weight in self.weights:
             if len(weight._post_accumulate_grad_hooks or ()) > 1:  # one is the layer's own
                 return False

@@ -56,6 +56,11 @@ class SurvivorAdam(Adam):
     def state(self, value: Any) -> None:
         self.__dict__["state"] = value
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # What is loaded takes the place of what mirrors hold
+        self.__dict__["_held"] = {}
+        super().__setstate__(state)
+
     def release(self, *, outdated: bool = False) -> None:
         """
         Put the moments that mirrors hold into the dense state.

@@ -106,6 +106,8 @@ class SparseSequential(nn.Sequential):
             return None
         dtype = x.dtype
         if dtype not in SUPPORTED_DTYPES:
+            if self.choice.engine == "native":
+                native.notice(f"engine='native' multiplies float32 and float64; torch multiplies {dtype}")
             return None
         for hooks in self._hooks:
             if hooks:
@@ -132,12 +134,7 @@ class SparseSequential(nn.Sequential):
     def _can_mirror(self, dtype: th.dtype) -> bool:
         for layer in self.layers:
             for parameter in layer.parameters():
-                if (
-                    parameter.dtype != dtype
-                    or not parameter.is_cpu
-                    or not parameter.is_contiguous()
-                    or parameter._backward_hooks
-                ):
+                if parameter.dtype != dtype or not parameter.is_cpu or not parameter.is_contiguous():
                     return False
         return True
 

@@ -133,6 +133,19 @@ def test_training_is_that_of_stock_adam(algorithm):
     assert_invariants(models[0])
 
 
+def test_loaded_moments_take_the_place_of_those_in_use(tmp_path):
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.7))
+    model.learn(40)
+    model.save(tmp_path / "model.zip")
+    before = copy.deepcopy(model.get_parameters())
+    model.learn(40, reset_num_timesteps=False)
+    model.set_parameters(tmp_path / "model.zip")
+    after = model.get_parameters()
+    for index, state in before["critic.optimizer"]["state"].items():
+        for key, value in state.items():
+            assert th.equal(value, after["critic.optimizer"]["state"][index][key]), (index, key)
+
+
 def test_sparsity_zero_keeps_stock_adam():
     model = make_model(TD3, policy_kwargs=dict(sparsity=0.0))
     assert {type(optimizer) for optimizer in model.policy.sparsifier.optimizers.values()} == {Adam}

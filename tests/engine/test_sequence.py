@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch as th
@@ -202,8 +203,11 @@ def test_hooks_are_called(monkeypatch):
     assert counts["forward"] == 0
     sequence[0].weight.register_post_accumulate_grad_hook(lambda weight: met.append("gradient"))
     sequence(make_input(MLP)).sum().backward()
-    assert met == ["forward", "gradient"]
-    assert counts["forward"] == 1
+    sequence[2].bias.register_hook(lambda gradient: met.append("tensor"))
+    sequence(make_input(MLP)).sum().backward()
+    assert met[:2] == ["forward", "gradient"]
+    assert sorted(met[2:]) == ["gradient", "tensor"]
+    assert counts["forward"] == 2
     assert not sequence[0].weight.grad[~sequence[0].weight_mask].any()
 
 
@@ -292,6 +296,16 @@ def test_autocast_is_torchs(monkeypatch):
     with th.autocast("cpu", th.bfloat16):
         assert make_sequence(MLP)(make_input(MLP)).dtype == th.bfloat16
     assert counts["forward"] == 0
+
+
+def test_another_dtype_is_said_once(monkeypatch):
+    monkeypatch.setattr(native, "_noticed", set())
+    sequence, x = make_sequence(MLP).to(th.bfloat16), make_input(MLP).to(th.bfloat16)
+    with pytest.warns(UserWarning, match="engine='native' multiplies float32 and float64; torch multiplies torch.bfloat16"):
+        first = sequence(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert th.equal(sequence(x), first)
 
 
 def test_ensemble(monkeypatch):
