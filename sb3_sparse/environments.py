@@ -6,9 +6,7 @@ import re
 from importlib import import_module
 from importlib.util import find_spec
 
-import gymnasium as gym
-
-_MUJOCO = "Ant|HalfCheetah|Hopper|Humanoid|HumanoidStandup|InvertedDoublePendulum|InvertedPendulum|Pusher|Reacher|Swimmer|Walker2d"
+_MUJOCO = "Ant|HalfCheetah|Hopper|Humanoid(Standup)?|Inverted(Double)?Pendulum|Pusher|Reacher|Swimmer|Walker2d"
 #: Extra of this package, modules it brings, and the environments that need them.
 _FAMILIES = (
     ("atari", {"ale_py": "ale-py", "cv2": "OpenCV"}, re.compile(r"ALE/|.*(NoFrameskip|Deterministic)-v\d")),
@@ -33,5 +31,5 @@ def require_packages(env_id: str) -> None:
                 f"environment {env_id!r} needs {' and '.join(missing)}, which is not installed: "
                 f"pip install 'sb3-sparse[{extra}]'"
             )
-        if extra == "atari" and env_id not in gym.registry:
-            gym.register_envs(import_module("ale_py"))
+        if extra == "atari":
+            import_module("ale_py")  # importing it registers the games

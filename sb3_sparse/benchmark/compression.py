@@ -65,11 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="seeds 0 to N - 1")
     parser.add_argument(
-        "-n", "--steps", type=positive, help="environment steps before quantization; 20 %% more follow. The preset's if left out"
+        "-n",
+        "--steps",
+        type=positive,
+        help="environment steps before quantization, 20 %% more follow; the preset's if left out",
     )
     parser.add_argument("--episodes", type=positive, default=20, help="of each evaluation")
     parser.add_argument(
-        "--params", nargs="+", type=_parameter, default=[], metavar="NAME:VALUE", help="other hyperparameters than the preset's"
+        "--params", nargs="+", type=_parameter, default=[], metavar="NAME:VALUE", help="other than the preset's"
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.csv", help="goes on where the file ends")
     parser.add_argument("--save", metavar="FOLDER", help="also save the agents there")
@@ -160,6 +163,8 @@ class Experiment:
             model = ALGORITHMS[self.algo](env=self._make_env(seed), seed=seed, device="cpu", **values)
         except TypeError as error:
             raise ValueError(f"`--params` {self.parameters!r}: {error}") from error
+        except AssertionError as error:
+            raise ValueError(f"`--algo` {self.algo!r} does not fit `--env` {self.env!r}: {error}") from error
         return model if check else (model, callback)
 
     def variants(self, sparsity: float) -> tuple[str, str]:
@@ -188,6 +193,7 @@ class Experiment:
         env = self._make_env(_EVALUATION_SEED + seed)
         try:
             mean, std = evaluate_policy(model, env, self.episodes, deterministic=True)
+            assert isinstance(mean, float) and isinstance(std, float)
         finally:
             env.close()
         report = sparsity_report(model)
@@ -260,9 +266,6 @@ def run(arguments: argparse.Namespace) -> None:
         results = experiment.train(value, seed)
         add_results(file, results)
         for result in results:
-            print(
-                f"  {result.variant}: {result.mean_return:.1f} +- {result.std_return:.1f}, "
-                f"{result.papers_ratio:.1f}x by the papers' arithmetic, {result.packed_bytes:,} of {result.dense_bytes:,} bytes",
-                file=sys.stderr,
-                flush=True,
-            )
+            size = f"{result.papers_ratio:.1f}x by the papers' arithmetic, {result.packed_bytes:,} of {result.dense_bytes:,} bytes"
+            returns = f"{result.mean_return:.1f} +- {result.std_return:.1f}"
+            print(f"  {result.variant}: {returns}, {size}", file=sys.stderr, flush=True)

@@ -96,6 +96,15 @@ def _title(results: Sequence[Result]) -> str:
     return f"{title}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} x {first.episodes} episodes"
 
 
+def _ticks(sparsities: Sequence[float]) -> list[float]:
+    """Those that have room for their number, from the sparsest on."""
+    ticks: list[float] = []
+    for sparsity in sorted(set(sparsities), reverse=True):
+        if not ticks or position(ticks[-1]) - position(sparsity) > 0.09:
+            ticks.append(sparsity)
+    return ticks[::-1] or [0.0]
+
+
 def _draw(axes: Any, results: Sequence[Result]) -> None:
     """One experiment into one pair of axes."""
     drawn = [sparsity for variant in _CURVES for sparsity in _by_sparsity(results, variant)]
@@ -127,8 +136,8 @@ def _draw(axes: Any, results: Sequence[Result]) -> None:
         )
         for place, values in zip(x, points.values(), strict=True):
             axes.scatter([place] * len(values), values, color=color, marker=marker, s=9, alpha=0.35, linewidth=0, zorder=3)
-    ticks = sorted(set(drawn)) or [0.0]
-    axes.set_xlim(position(ticks[0]) - 0.12, right)
+    ticks = _ticks(drawn)
+    axes.set_xlim(min(map(position, drawn), default=0.0) - 0.12, right)
     axes.set_xticks([position(sparsity) for sparsity in ticks], [f"{100 * sparsity:g}" for sparsity in ticks])
     axes.set_xlabel("sparsity (%)")
     axes.set_ylabel("return")
@@ -139,7 +148,7 @@ def _draw(axes: Any, results: Sequence[Result]) -> None:
     bits = {result.bits for result in results if result.variant == PRUNED_AND_QUANTIZED}
     if len(bits) == 1:
         # The same ticks, read as how much smaller the quantized agents are
-        twin = axes.secondary_xaxis(-0.24)
+        twin = axes.secondary_xaxis(-0.2)
         twin.set_xticks(
             [position(sparsity) for sparsity in ticks],
             [f"{32 / min(bits) / (1 - sparsity):.0f}x" for sparsity in ticks],
@@ -164,7 +173,10 @@ def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Pa
     :raises ImportError: Without matplotlib, saying how to install it.
     """
     targets = figure_files(output)
-    panels = experiments([result for file in files for result in read_results(file)])
+    results = [result for file in files for result in read_results(file)]
+    if len({result.key for result in results}) < len(results):
+        raise ValueError(f"an agent is in more than one of the files {', '.join(map(str, files))}: give each file once")
+    panels = experiments(results)
     if not panels:
         raise ValueError(f"there is nothing to plot: {', '.join(map(str, files))} have no rows")
     try:
@@ -178,11 +190,12 @@ def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Pa
     # Text stays text in the SVG, and the same results give the same bytes
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb3-sparse", "font.size": 9}):
         figure = Figure(figsize=(4.9 * columns, 3.9 * rows + 0.4), layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
         FigureCanvasAgg(figure)
-        grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, results in zip(grid, panels.values(), strict=False):
-            _draw(axes, results)
-        for axes in list(grid)[len(panels) :]:
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes, panel in zip(grid, panels.values(), strict=False):
+            _draw(axes, panel)
+        for axes in grid[len(panels) :]:
             axes.remove()
         handles: dict[str, Any] = {}
         for axes in figure.axes:
