@@ -193,7 +193,8 @@ class Experiment:
         env = self._make_env(_EVALUATION_SEED + seed)
         try:
             mean, std = evaluate_policy(model, env, self.episodes, deterministic=True)
-            assert isinstance(mean, float) and isinstance(std, float)
+            assert isinstance(mean, float)
+            assert isinstance(std, float)
         finally:
             env.close()
         report = sparsity_report(model)
@@ -266,6 +267,6 @@ def run(arguments: argparse.Namespace) -> None:
         results = experiment.train(value, seed)
         add_results(file, results)
         for result in results:
-            size = f"{result.papers_ratio:.1f}x by the papers' arithmetic, {result.packed_bytes:,} of {result.dense_bytes:,} bytes"
+            size = f"papers' ratio {result.papers_ratio:.1f}x, {result.packed_bytes:,} of {result.dense_bytes:,} bytes"
             returns = f"{result.mean_return:.1f} +- {result.std_return:.1f}"
             print(f"  {result.variant}: {returns}, {size}", file=sys.stderr, flush=True)

@@ -21,11 +21,11 @@ from sb3_sparse.benchmark.results import (
 )
 
 #: Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a marker or a dash each, for print in grey.
-_CURVES = {
+_CURVES: dict[str, dict[str, Any]] = {
     PRUNED: dict(color="#0072B2", marker="o", shift=-0.018),
     PRUNED_AND_QUANTIZED: dict(color="#D55E00", marker="s", shift=0.018),
 }
-_LINES = {
+_LINES: dict[str, dict[str, Any]] = {
     DENSE: dict(color="#333333", linestyle="-"),
     QUANTIZED: dict(color="#009E73", linestyle=(0, (5, 2))),
 }
@@ -183,14 +183,14 @@ def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Pa
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError(f"figures need matplotlib ({error}): pip install 'sb3-sparse[plots]'") from error
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
     # Text stays text in the SVG, and the same results give the same bytes
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb3-sparse", "font.size": 9}):
-        figure = Figure(figsize=(4.9 * columns, 3.9 * rows + 0.4), layout="constrained")
-        figure.get_layout_engine().set(h_pad=0.1, w_pad=0.1)
+        figure = Figure(figsize=(4.9 * columns, 3.9 * rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
         FigureCanvasAgg(figure)
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, panel in zip(grid, panels.values(), strict=False):
