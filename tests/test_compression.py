@@ -403,6 +403,7 @@ def test_plot_command(tmp_path, capsys):
     assert {"DQN, CartPole-v1", "DQN, Pendulum-v1"} <= set(texts)
     assert "1,000 steps + 20 % quantized, 2 seeds x 20 episodes" in texts
     assert "1,000 steps + 20 % quantized, 1 seed x 20 episodes" in texts
+    assert "DQN, CartPole-v1, gamma 0.9" in texts
     # The same results give the same file
     main([*command, str(tmp_path / "again")])
     assert (tmp_path / "again.svg").read_bytes() == svg
@@ -430,11 +431,14 @@ def test_means_and_intervals_are_where_they_belong():
 
 @pytest.mark.parametrize("kept", VARIANTS)
 def test_a_figure_of_what_there_is(kept, tmp_path):
-    """An experiment that is still under way has few variants."""
+    """An experiment that is still under way has few variants, and fewer seeds of some."""
     pytest.importorskip("matplotlib")
-    add_results(tmp_path / "a.csv", [result for result in agents() if result.variant == kept])
-    for file in plot_compression([tmp_path / "a.csv"], tmp_path / "figure"):
-        assert file.stat().st_size > 1000
+    results = [result for result in agents() if result.variant == kept]
+    add_results(tmp_path / "a.csv", results[:-1])
+    png, svg = plot_compression([tmp_path / "a.csv"], tmp_path / "figure")
+    assert png.stat().st_size > 1000
+    n_seeds = "1-2 seeds" if len(results) > 2 else "1 seed"
+    assert f", {n_seeds} x 20 episodes" in svg.read_text()
 
 
 def test_close_sparsities_do_not_write_over_each_other(tmp_path):

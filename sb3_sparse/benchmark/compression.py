@@ -130,6 +130,7 @@ class Experiment:
         if self.total == self.steps:
             raise ValueError(f"`--steps` {self.steps} is too short: 20 % more is no step more")
         model = self._make_model(0, [], check=True)
+        model.get_env().close()
         if model.learning_starts >= self.steps:
             raise ValueError(
                 f"`--steps` {self.steps} is too short: gradient steps begin at `learning_starts`={model.learning_starts}; "
@@ -181,11 +182,11 @@ class Experiment:
         :param seed: Seed of the training.
         :return: Whether they hold both of this agent's.
         """
-        common = (self.algo, self.env, self.steps, self.parameters)
+        common = (self.algo, self.env, self.steps, self.parameters, self.episodes)
         found = {
             result.variant
             for result in results
-            if (result.experiment, result.sparsity, result.seed, result.episodes) == (common, sparsity, seed, self.episodes)
+            if (result.experiment, result.sparsity, result.seed) == (common, sparsity, seed)
         }
         return set(self.variants(sparsity)) <= found
 

@@ -15,6 +15,7 @@ from sb3_sparse.benchmark.results import (
     PRUNED,
     PRUNED_AND_QUANTIZED,
     QUANTIZED,
+    VARIANTS,
     Result,
     experiments,
     read_results,
@@ -89,11 +90,16 @@ def _by_sparsity(results: Sequence[Result], variant: str) -> dict[float, list[fl
 
 def _title(results: Sequence[Result]) -> str:
     first = results[0]
-    seeds = {result.seed for result in results}
-    title = f"{first.algorithm.upper()}, {first.environment}\n{first.steps:,} steps"
+    seeds = {len(values) for variant in VARIANTS for values in _by_sparsity(results, variant).values()}
+    # Of an experiment that is still under way some agents have fewer
+    n_seeds = f"{min(seeds)} seed" if len(seeds) == 1 else f"{min(seeds)}-{max(seeds)} seed"
+    title = f"{first.algorithm.upper()}, {first.environment}"
+    if first.parameters:
+        title += f", {first.parameters.replace('=', ' ')}"
+    title += f"\n{first.steps:,} steps"
     if any(result.variant in (QUANTIZED, PRUNED_AND_QUANTIZED) for result in results):
         title += " + 20 % quantized"
-    return f"{title}, {len(seeds)} seed{'s' if len(seeds) > 1 else ''} x {first.episodes} episodes"
+    return f"{title}, {n_seeds}{'s' if max(seeds) > 1 else ''} x {first.episodes} episodes"
 
 
 def _ticks(sparsities: Sequence[float]) -> list[float]:

@@ -11,6 +11,9 @@ from typing import Any, get_type_hints
 
 DENSE, PRUNED, QUANTIZED, PRUNED_AND_QUANTIZED = VARIANTS = ("dense", "pruned", "quantized", "pruned + quantized")
 
+#: Algorithm, environment, steps, parameters, episodes.
+Experiment = tuple[str, str, int, str, int]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -49,14 +52,14 @@ class Result:
     dense_bytes: int
 
     @property
-    def experiment(self) -> tuple[str, str, int, str]:
+    def experiment(self) -> Experiment:
         """What all agents that are compared have in common."""
-        return self.algorithm, self.environment, self.steps, self.parameters
+        return self.algorithm, self.environment, self.steps, self.parameters, self.episodes
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What no two rows of a file share."""
-        return (*self.experiment, self.variant, self.sparsity, self.bits, self.seed, self.episodes)
+        return (*self.experiment, self.variant, self.sparsity, self.bits, self.seed)
 
     @property
     def real_ratio(self) -> float:
@@ -126,12 +129,12 @@ def add_results(file: str | Path, new: Iterable[Result]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def experiments(results: Sequence[Result]) -> dict[tuple[str, str, int, str], list[Result]]:
+def experiments(results: Sequence[Result]) -> dict[Experiment, list[Result]]:
     """
     :param results: Rows of any experiments.
     :return: Rows by what they can be compared in, in their order.
     """
-    found: dict[tuple[str, str, int, str], list[Result]] = {}
+    found: dict[Experiment, list[Result]] = {}
     for result in results:
         found.setdefault(result.experiment, []).append(result)
     return found
