@@ -60,10 +60,12 @@ def _prune(arguments: argparse.Namespace) -> None:
 
 
 def _plot_compression(arguments: argparse.Namespace) -> None:
-    from sb3_sparse.benchmark.plots import plot_compression
+    from sb3_sparse.benchmark.plots import compression_table, plot_compression
 
     for file in plot_compression(arguments.files, arguments.output):
         print(f"written to {file}")
+    if arguments.table:
+        print(f"\n{compression_table(arguments.files)}")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -98,6 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
     compression = figures.add_parser("compression", help="return against sparsity: pruned, quantized, both, and dense")
     compression.add_argument("files", nargs="+", metavar="CSV", help="written by python -m sb3_sparse.benchmark compression")
     compression.add_argument("-o", "--output", required=True, metavar="NAME", help="writes NAME.png and NAME.svg")
+    compression.add_argument("--table", action="store_true", help="also print the numbers, as Markdown")
     compression.set_defaults(run=_plot_compression)
     return parser
 

@@ -5,6 +5,7 @@ import math
 import sys
 import xml.etree.ElementTree as ET
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -409,6 +410,23 @@ def test_plot_command(tmp_path, capsys):
     assert (tmp_path / "again.svg").read_bytes() == svg
 
 
+def test_table(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    results = [replace(result, packed_bytes=115 + 10 * result.seed) for result in agents(seeds=2, sparsities=(0.9,))]
+    add_results(tmp_path / "a.csv", [*results, *agents("Pendulum-v1", seeds=1, sparsities=())])
+    main(["plot", "compression", str(tmp_path / "a.csv"), "-o", str(tmp_path / "figure"), "--table"])
+    first, second = capsys.readouterr().out.split("\n\n", 1)[1].split("DQN, Pendulum-v1")
+    assert first.startswith("DQN, CartPole-v1, 1,000 steps + 20 % quantized, 2 seeds x 20 episodes\n")
+    value = 100.5 - 50 * 0.9**20
+    # One of two seeds is drawn twice in a quarter of the resamples: the interval reaches from one to the other
+    assert [line for line in first.splitlines() if line.startswith("| pruned")] == [
+        f"| pruned | 90 % | 10.0x | 8.3x | 120 | {value:.1f} | {value - 0.5:.1f} to {value + 0.5:.1f} | 2 |",
+        f"| pruned + quantized | 90 % | 10.0x | 8.3x | 120 | {value:.1f} | {value - 0.5:.1f} to {value + 0.5:.1f} | 2 |",
+    ]
+    assert [line.split(" | ")[0] for line in second.splitlines()[4:]] == ["| dense", "| quantized"]
+    assert "| - | 1 |" in second
+
+
 def test_means_and_intervals_are_where_they_belong():
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
@@ -458,7 +476,7 @@ def test_close_sparsities_do_not_write_over_each_other(tmp_path):
         (["nowhere.csv"], "figure", "there is no file nowhere.csv"),
         (["a.csv"], "nowhere/figure", "`--output` nowhere/figure: there is no folder nowhere"),
         (["a.csv", "a.csv"], "figure", "an agent is in more than one of the files a.csv, a.csv"),
-        (["empty.csv"], "figure", "there is nothing to plot: empty.csv have no rows"),
+        (["empty.csv"], "figure", "there is nothing to show: empty.csv have no rows"),
     ],
 )
 def test_bad_plots(files, output, message, tmp_path, monkeypatch):

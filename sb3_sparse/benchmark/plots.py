@@ -1,4 +1,4 @@
-"""Figures of results, as PNG and SVG. They need matplotlib, which the extra ``plots`` brings."""
+"""Figures of results, as PNG and SVG, which need matplotlib (the extra ``plots``), and their numbers as a table."""
 
 from __future__ import annotations
 
@@ -165,6 +165,46 @@ def _draw(axes: Any, results: Sequence[Result]) -> None:
         twin.set_xlabel(f"smaller, with {min(bits)} bits (papers' arithmetic)", fontsize=8)
 
 
+def _read_all(files: Sequence[str | Path]) -> list[Result]:
+    results = [result for file in files for result in read_results(file)]
+    if len({result.key for result in results}) < len(results):
+        raise ValueError(f"an agent is in more than one of the files {', '.join(map(str, files))}: give each file once")
+    if not results:
+        raise ValueError(f"there is nothing to show: {', '.join(map(str, files))} have no rows")
+    return results
+
+
+def compression_table(files: Sequence[str | Path]) -> str:
+    """
+    The numbers of :func:`plot_compression`: a line for every variant and sparsity, with the papers' ratio, the real one and packed
+    bytes (both means over seeds, whose masks pack differently), and the mean return over seeds with its interval.
+
+    :param files: CSV files.
+    :return: A Markdown table for each experiment, under its name.
+    :raises FileNotFoundError: If a CSV file is missing.
+    :raises ValueError: If one holds something else, or nothing.
+    """
+    blocks = []
+    for results in experiments(_read_all(files)).values():
+        lines = [
+            _title(results).replace("\n", ", "),
+            "",
+            "| agent | sparsity | papers' ratio | really smaller | bytes | return | 95 % interval | seeds |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        rows: dict[tuple[float, str], list[Result]] = {}
+        for result in sorted(results, key=lambda result: (result.sparsity, VARIANTS.index(result.variant))):
+            rows.setdefault((result.sparsity, result.variant), []).append(result)
+        for (sparsity, variant), members in rows.items():
+            n_bytes = float(np.mean([result.packed_bytes for result in members]))
+            mean, low, high = mean_interval([result.mean_return for result in members])
+            size = f"{members[0].papers_ratio:.1f}x | {members[0].dense_bytes / n_bytes:.1f}x | {n_bytes:,.0f}"
+            interval = f"{low:.1f} to {high:.1f}" if len(members) > 1 else "-"
+            lines.append(f"| {variant} | {100 * sparsity:g} % | {size} | {mean:.1f} | {interval} | {len(members)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
 def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Path]:
     """
     Return against sparsity (Ivanov et al. 2025, figures 4 and 5): pruned, pruned and quantized, and as lines the dense and the
@@ -179,12 +219,7 @@ def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Pa
     :raises ImportError: Without matplotlib, saying how to install it.
     """
     targets = figure_files(output)
-    results = [result for file in files for result in read_results(file)]
-    if len({result.key for result in results}) < len(results):
-        raise ValueError(f"an agent is in more than one of the files {', '.join(map(str, files))}: give each file once")
-    panels = experiments(results)
-    if not panels:
-        raise ValueError(f"there is nothing to plot: {', '.join(map(str, files))} have no rows")
+    panels = experiments(_read_all(files))
     try:
         from matplotlib import rc_context
         from matplotlib.backends.backend_agg import FigureCanvasAgg
