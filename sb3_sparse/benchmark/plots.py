@@ -99,7 +99,7 @@ def _title(results: Sequence[Result]) -> str:
     title += f"\n{first.steps:,} steps"
     if any(result.variant in (QUANTIZED, PRUNED_AND_QUANTIZED) for result in results):
         title += " + 20 % quantized"
-    return f"{title}, {n_seeds}{'s' if max(seeds) > 1 else ''} x {first.episodes} episodes"
+    return f"{title}, {n_seeds}{'s' if max(seeds) > 1 else ''} x {first.episodes} episode{'s' if first.episodes > 1 else ''}"
 
 
 def _ticks(sparsities: Sequence[float]) -> list[float]:
@@ -176,8 +176,8 @@ def _read_all(files: Sequence[str | Path]) -> list[Result]:
 
 def compression_table(files: Sequence[str | Path]) -> str:
     """
-    The numbers of :func:`plot_compression`: a line for every variant and sparsity, with the papers' ratio, the real one and packed
-    bytes (both means over seeds, whose masks pack differently), and the mean return over seeds with its interval.
+    The numbers of :func:`plot_compression`: a line for every variant and sparsity, with the papers' ratio, the real one and
+    packed bytes (both of the mean over seeds, whose masks pack differently), and the mean return with its interval.
 
     :param files: CSV files.
     :return: A Markdown table for each experiment, under its name.
