@@ -98,7 +98,7 @@ def test_dense_presets_are_the_zoos_own(algo):
 
 
 def test_unknown_presets_list_the_real_ones():
-    with pytest.raises(ValueError, match=r"`method`='sparse' is unknown; the methods are: dense, .*static"):
+    with pytest.raises(ValueError, match=r"`method`='sparse' is unknown; the methods are: compress, dense, .*static"):
         preset_file("sparse", "td3")
     with pytest.raises(ValueError, match="`algo`='ppo' has no preset for method 'static'; it has presets for: dqn, sac, td3"):
         preset_file("static", "ppo")
