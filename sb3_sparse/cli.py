@@ -59,6 +59,15 @@ def _prune(arguments: argparse.Namespace) -> None:
     print(f"\nwritten to {file}")
 
 
+def _plot_compression(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.benchmark.plots import compression_table, plot_compression
+
+    for file in plot_compression(arguments.files, arguments.output):
+        print(f"written to {file}")
+    if arguments.table:
+        print(f"\n{compression_table(arguments.files)}")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the arguments that are handed on to rl-zoo3."""
     parser = argparse.ArgumentParser(prog="sb3-sparse", description=DESCRIPTION)
@@ -86,6 +95,13 @@ def make_parser() -> argparse.ArgumentParser:
     prune.add_argument("--env", help="environment to train in; found in rl-zoo3's folder if left out")
     prune.add_argument("--seed", type=int, help="seed of the further training")
     prune.set_defaults(run=_prune)
+    plot = commands.add_parser("plot", help="figures of results, as PNG and SVG")
+    figures = plot.add_subparsers(dest="figure", required=True)
+    compression = figures.add_parser("compression", help="return against sparsity: pruned, quantized, both, and dense")
+    compression.add_argument("files", nargs="+", metavar="CSV", help="written by python -m sb3_sparse.benchmark compression")
+    compression.add_argument("-o", "--output", required=True, metavar="NAME", help="writes NAME.png and NAME.svg")
+    compression.add_argument("--table", action="store_true", help="also print the numbers, as Markdown")
+    compression.set_defaults(run=_plot_compression)
     return parser
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from gymnasium import spaces
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.utils import LinearSchedule
+
+from sb3_sparse.environments import require_packages
 
 #: Entries that rl-zoo3 turns into environments, not into arguments of the algorithm.
 _ENVIRONMENT_KEYS = ("env_wrapper", "frame_stack", "n_envs", "normalize", "vec_env_wrapper")
@@ -76,6 +80,51 @@ def _make_action_noise(env: str, noise_type: str, std: float) -> NormalActionNoi
     return NormalActionNoise(np.zeros(action_space.shape), std * np.ones(action_space.shape))
 
 
+def preset_entry(method: str, algo: str, env: str) -> dict[str, Any]:
+    """
+    What a preset's file says of an environment, as rl-zoo3 reads it.
+
+    :param method: Name of the method, e.g. ``"rlx2"``.
+    :param algo: rl-zoo3's name of the algorithm, e.g. ``"td3"``.
+    :param env: Id of the environment. One that the method does not list gets its ``default``; Atari games get ``atari``.
+    :return: A new map, wrappers and frame stack of the environment included.
+    :raises ValueError: For an unknown method, algorithm or environment.
+    :raises ImportError: If a package that the environment needs is not installed.
+    """
+    presets = yaml.safe_load(preset_file(method, algo).read_text())
+    require_packages(env)
+    if env not in gym.envs.registry:
+        raise ValueError(f"`env`={env!r} is unknown to gymnasium; is the package that registers it imported?")
+    is_atari = "AtariEnv" in str(gym.spec(env).entry_point)
+    key = env if env in presets else "atari" if is_atari and "atari" in presets else "default"
+    if key not in presets:
+        raise ValueError(f"`env`={env!r} has no preset of {method!r} for {algo!r}; there are: {', '.join(presets)}")
+    # Entries of one anchor are one object
+    return deepcopy(presets[key])
+
+
+def preset_arguments(entry: Mapping[str, Any], env: str) -> dict[str, Any]:
+    """
+    :param entry: What :func:`preset_entry` gave.
+    :param env: Id of the environment.
+    :return: As of :func:`preset`.
+    """
+    values = {name: value for name, value in entry.items() if name not in _ENVIRONMENT_KEYS}
+    values["n_timesteps"] = int(values["n_timesteps"])
+    values["callback"] = _make_callbacks(values.get("callback", []))
+    if "." in values["policy"]:
+        values["policy"] = _find(values["policy"])
+    if isinstance(rate := values.get("learning_rate"), str):
+        values["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
+    if isinstance(buffer := values.get("replay_buffer_class"), str):
+        # rl-zoo3 evaluates this entry in a namespace where this package is not imported
+        match = re.fullmatch(r"__import__\('([\w.]+)'\)\.(\w+)", buffer)
+        values["replay_buffer_class"] = _find(f"{match[1]}.{match[2]}" if match else buffer)
+    if "noise_type" in values:
+        values["action_noise"] = _make_action_noise(env, values.pop("noise_type"), values.pop("noise_std"))
+    return values
+
+
 def preset(method: str, algo: str, env: str) -> dict[str, Any]:
     """
     A method's values for an algorithm and an environment, ready for Python::
@@ -92,25 +141,6 @@ def preset(method: str, algo: str, env: str) -> dict[str, Any]:
     :return: The algorithm's keyword arguments (``policy`` and replay settings included, ``env`` not), and besides
         ``callback``, a list of new callbacks, and ``n_timesteps``.
     :raises ValueError: For an unknown method, algorithm or environment.
+    :raises ImportError: If a package that the environment needs is not installed.
     """
-    presets = yaml.safe_load(preset_file(method, algo).read_text())
-    if env not in gym.envs.registry:
-        raise ValueError(f"`env`={env!r} is unknown to gymnasium; is the package that registers it imported?")
-    is_atari = "AtariEnv" in str(gym.spec(env).entry_point)
-    key = env if env in presets else "atari" if is_atari and "atari" in presets else "default"
-    if key not in presets:
-        raise ValueError(f"`env`={env!r} has no preset of {method!r} for {algo!r}; there are: {', '.join(presets)}")
-    values = {name: value for name, value in presets[key].items() if name not in _ENVIRONMENT_KEYS}
-    values["n_timesteps"] = int(values["n_timesteps"])
-    values["callback"] = _make_callbacks(values.get("callback", []))
-    if "." in values["policy"]:
-        values["policy"] = _find(values["policy"])
-    if isinstance(rate := values.get("learning_rate"), str):
-        values["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
-    if isinstance(buffer := values.get("replay_buffer_class"), str):
-        # rl-zoo3 evaluates this entry in a namespace where this package is not imported
-        match = re.fullmatch(r"__import__\('([\w.]+)'\)\.(\w+)", buffer)
-        values["replay_buffer_class"] = _find(f"{match[1]}.{match[2]}" if match else buffer)
-    if "noise_type" in values:
-        values["action_noise"] = _make_action_noise(env, values.pop("noise_type"), values.pop("noise_std"))
-    return values
+    return preset_arguments(preset_entry(method, algo, env), env)

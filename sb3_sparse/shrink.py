@@ -131,6 +131,9 @@ def _architecture(policy: nn.Module, policy_kwargs: Mapping[str, Any], widths: M
         if channels != (32, 64, 64) or "channels" in extractor:
             kwargs["features_extractor_class"] = NarrowNatureCNN
             extractor["channels"] = channels
+            # Stock DQN and PPO have no hidden layers behind NatureCNN unless told so, but have them behind any other extractor
+            if not towers:
+                kwargs["net_arch"] = []
         kwargs["features_extractor_kwargs"] = {**extractor, "features_dim": widths["features"]}
     return kwargs
 

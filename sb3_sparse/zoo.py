@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import sb3_sparse  # noqa: F401  # registers the policies
+from sb3_sparse.environments import require_packages
 from sb3_sparse.policies import SPARSE_POLICIES
 from sb3_sparse.presets import preset_file
 
@@ -28,11 +29,13 @@ def zoo_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     :param arguments: Command line without program and command.
     :return: Command line for rl-zoo3's script.
     :raises ValueError: For an algorithm or method there is not, or ``--method`` together with ``--conf-file``.
+    :raises ImportError: If a package that the environment needs is not installed, saying how to install it.
     """
     from rl_zoo3.utils import ALGOS
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--algo", default="ppo")
+    parser.add_argument("--env")
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("-f", "--folder", "--log-folder")
     if command == "train":
@@ -41,7 +44,11 @@ def zoo_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     supported = [name for name, algorithm in ALGOS.items() if algorithm in SPARSE_POLICIES]
     if known.algo not in supported:
         raise ValueError(f"`--algo` {known.algo!r} is not supported; supported are: {', '.join(supported)}")
-    result = ["--algo", known.algo, *rest]
+    result = ["--algo", known.algo]
+    if known.env:
+        require_packages(known.env)
+        result += ["--env", known.env]
+    result += rest
     if command == "enjoy":
         return [*result, "-f", known.folder or LOG_FOLDER]
     if known.method and known.conf_file:

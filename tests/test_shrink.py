@@ -11,10 +11,10 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 
-from sb3_sparse import shrink, sparse_policy, sparsity_report, to_stock
+from sb3_sparse import shrink, sparse_policy, sparsify, sparsity_report, to_stock
 from sb3_sparse.shrink import NarrowNatureCNN
 from sb3_sparse.units import Copy, Hidden, dead_units, find_hidden
-from tests.helpers import SUPPORTED, SUPPORTED_IDS, assert_invariants, make_model
+from tests.helpers import DISCRETE, SUPPORTED, SUPPORTED_IDS, RandomEnv, assert_invariants, make_model
 
 SHRINKABLE = [(pair, name) for pair, name in zip(SUPPORTED, SUPPORTED_IDS, strict=True) if pair[0] is not CrossQ]
 
@@ -204,6 +204,19 @@ def test_channels(algorithm, share):
     small.learn(24)
     twin = to_stock(small)
     assert same_outputs(small, twin)
+
+
+@pytest.mark.parametrize("algorithm", [DQN, PPO, SAC])
+def test_channels_of_the_default_architecture(algorithm):
+    """Left to themselves, stock policies choose their hidden layers by the extractor's class, which shrinking changes."""
+    env = RandomEnv("Cnn", discrete=algorithm in DISCRETE)
+    kwargs = dict(buffer_size=10) if algorithm is not PPO else dict(n_steps=8, batch_size=8)
+    model = algorithm("CnnPolicy", env, seed=0, device="cpu", **kwargs)
+    sparse = sparsify(model, 0.99, distribution="uniform")
+    small = shrink(sparse)
+    assert small.policy_kwargs["features_extractor_class"] is NarrowNatureCNN
+    for old, new in zip(outputs(sparse), outputs(small), strict=True):
+        th.testing.assert_close(new, old, rtol=0, atol=1e-5)
 
 
 def test_stock_models_with_zeros_shrink_alike(tmp_path):

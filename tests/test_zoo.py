@@ -7,14 +7,16 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import yaml
 from rl_zoo3.utils import ALGOS, get_class_by_name
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 
-from sb3_sparse import sparse_policy, sparsity_report
+from sb3_sparse import integer_forward, shrink, sparse_policy, sparsify, sparsity_report
 from sb3_sparse.cli import main
+from sb3_sparse.integer_policy import network_output
 from sb3_sparse.loading import find_algorithm, find_model_file, load_model
 from sb3_sparse.policies import SPARSE_POLICIES, SparsePolicyMixin
 from sb3_sparse.presets import preset_file, presets_folder
@@ -96,7 +98,7 @@ def test_dense_presets_are_the_zoos_own(algo):
 
 
 def test_unknown_presets_list_the_real_ones():
-    with pytest.raises(ValueError, match=r"`method`='sparse' is unknown; the methods are: dense, .*static"):
+    with pytest.raises(ValueError, match=r"`method`='sparse' is unknown; the methods are: compress, dense, .*static"):
         preset_file("sparse", "td3")
     with pytest.raises(ValueError, match="`algo`='ppo' has no preset for method 'static'; it has presets for: dqn, sac, td3"):
         preset_file("static", "ppo")
@@ -244,6 +246,40 @@ def test_pong(tmp_path):
     sparsity = {layer.name.rsplit("extractor.", 1)[-1]: layer.sparsity for layer in sparsity_report(model).layers}
     assert sparsity.keys() == {"cnn.0", "cnn.2", "cnn.4", "linear.0", "q_net.q_net.0"}
     assert sparse_policy(model).sparsifier.n_steps("policy") == 25
+
+
+def test_compressed_pong(tmp_path):
+    """The preset's path end to end: convolutions and linear layers pruned, then quantized, with the memory layout it names."""
+    pytest.importorskip("ale_py")
+    pytest.importorskip("cv2")
+    arguments = ["--algo", "dqn", "--env", "PongNoFrameskip-v4", "-n", "300", "--seed", "1", "--save-freq", "230"]
+    short = ["-params", "buffer_size:400", "learning_starts:60", "target_update_interval:40"]
+    memory = ["optimize_memory_usage:True", "replay_buffer_kwargs:dict(handle_timeout_termination=False)"]
+    run(*("-m", "sb3_sparse.zoo", "train", "--method", "compress"), *arguments, *short, *memory, cwd=tmp_path)
+    folder = tmp_path / "logs" / "dqn" / "PongNoFrameskip-v4_1"
+    # After 200 of 300 steps pruning is over, after 250 quantization begins
+    before, model = DQN.load(folder / "rl_model_230_steps.zip", buffer_size=1), load_model(folder / "PongNoFrameskip-v4.zip")
+    for other, bits in ((before, 32), (model, 8)):
+        assert_invariants(other)
+        report = sparsity_report(other)
+        size = report.networks["q_net"]
+        assert size.n_active == round(0.1 * size.n_weights)
+        assert size.papers_ratio == pytest.approx(32 / bits / 0.1, rel=1e-3)
+        assert size.bytes_with_indices < size.bytes_dense / 5
+        assert {layer.weight_bits for layer in report.layers} == {bits}
+        # ERK: convolutions keep more than the large linear layer, and every one of them is pruned
+        sparsity = {layer.name.rsplit("extractor.", 1)[-1]: layer.sparsity for layer in report.layers}
+        assert 0 < sparsity["cnn.0"] < sparsity["cnn.4"] < sparsity["linear.0"]
+    masks = sparse_policy(before).sparsifier.masks()
+    assert all((masks[name] == mask).all() for name, mask in sparse_policy(model).sparsifier.masks().items())
+    observation = np.random.default_rng(0).integers(256, size=(3, 4, 84, 84), dtype=np.uint8)
+    assert np.array_equal(integer_forward(model, observation), network_output(model, observation))
+    # Channels and units die; what is left answers the same, to the rounding of quantized constants that went into biases
+    sparser = sparsify(model, 0.995)
+    small = shrink(sparser)
+    assert small.policy.q_net.features_extractor.linear[0].out_features < 512
+    np.testing.assert_allclose(network_output(small, observation), network_output(sparser, observation), atol=1e-3)
+    assert {layer.weight_bits for layer in sparsity_report(small).layers} == {8}
 
 
 def test_missing_zoo_says_how_to_install_it(monkeypatch):

@@ -1,11 +1,12 @@
-"""``python -m sb3_sparse.benchmark step|kernels|train|overhead``: see each sub-command's ``-h``."""
+"""``python -m sb3_sparse.benchmark step|kernels|train|overhead|compression``: see each sub-command's ``-h``."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import kernels, overhead, step, train
+from sb3_sparse.benchmark import compression, kernels, overhead, step, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -19,13 +20,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         step: "a whole gradient step against stock, the best dense torch and masks over dense tensors",
         kernels: "the native kernels alone, against the peak of the core",
         train: "environment steps per second of whole learn()",
+        compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
     }
     for module, text in helps.items():
         command = commands.add_parser(module.__name__.rsplit(".", 1)[1], help=text)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     parsed = parser.parse_args(arguments)
-    parsed.run(parsed)
+    try:
+        parsed.run(parsed)
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        # What the user can mend, without a traceback
+        sys.exit(f"{parser.prog}: {error}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,252 @@
+"""Figures of results, as PNG and SVG, which need matplotlib (the extra ``plots``), and their numbers as a table."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_sparse.benchmark.results import (
+    DENSE,
+    PRUNED,
+    PRUNED_AND_QUANTIZED,
+    QUANTIZED,
+    VARIANTS,
+    Result,
+    experiments,
+    read_results,
+)
+
+#: Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a marker or a dash each, for print in grey.
+_CURVES: dict[str, dict[str, Any]] = {
+    PRUNED: dict(color="#0072B2", marker="o", shift=-0.018),
+    PRUNED_AND_QUANTIZED: dict(color="#D55E00", marker="s", shift=0.018),
+}
+_LINES: dict[str, dict[str, Any]] = {
+    DENSE: dict(color="#333333", linestyle="-"),
+    QUANTIZED: dict(color="#009E73", linestyle=(0, (5, 2))),
+}
+_LABELS = {
+    DENSE: "dense, fp32",
+    QUANTIZED: "quantized",
+    PRUNED: "pruned",
+    PRUNED_AND_QUANTIZED: "pruned + quantized",
+}
+_RESAMPLES = 10_000
+FORMATS = ("png", "svg")
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
+    """
+    Mean over seeds with a percentile bootstrap interval (Efron 1979).
+
+    :param values: One number per seed.
+    :param confidence: Coverage of the interval, in (0, 1).
+    :param seed: Of the resampling.
+    :return: Mean, lower and upper end; of one value three times that value.
+    :raises ValueError: Without values.
+    """
+    if not len(values):
+        raise ValueError("`values` is empty: a mean needs at least one")
+    array = np.asarray(values, dtype=np.float64)
+    picks = np.random.default_rng(seed).integers(len(array), size=(_RESAMPLES, len(array)))
+    low, high = np.quantile(array[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(array.mean()), float(low), float(high)
+
+
+def position(sparsity: float) -> float:
+    """
+    :param sparsity: In [0, 1).
+    :return: Place on the axis, -log10(density): 0, 90 % and 99 % lie one unit apart.
+    """
+    return -math.log10(1 - sparsity)
+
+
+def figure_files(output: str | Path) -> dict[str, Path]:
+    """
+    :param output: Name of the figure, with or without one of :data:`FORMATS`.
+    :return: File by format.
+    :raises ValueError: If its folder does not exist.
+    """
+    path = Path(output)
+    if path.suffix.lstrip(".") in FORMATS:
+        path = path.with_suffix("")
+    if not path.parent.is_dir():
+        raise ValueError(f"`--output` {output}: there is no folder {path.parent}")
+    return {kind: path.with_name(f"{path.name}.{kind}") for kind in FORMATS}
+
+
+def _by_sparsity(results: Sequence[Result], variant: str) -> dict[float, list[float]]:
+    found: dict[float, list[float]] = {}
+    for result in results:
+        if result.variant == variant:
+            found.setdefault(result.sparsity, []).append(result.mean_return)
+    return dict(sorted(found.items()))
+
+
+def _title(results: Sequence[Result]) -> str:
+    first = results[0]
+    seeds = {len(values) for variant in VARIANTS for values in _by_sparsity(results, variant).values()}
+    # Of an experiment that is still under way some agents have fewer
+    n_seeds = f"{min(seeds)} seed" if len(seeds) == 1 else f"{min(seeds)}-{max(seeds)} seed"
+    title = f"{first.algorithm.upper()}, {first.environment}"
+    if first.parameters:
+        title += f", {first.parameters.replace('=', ' ')}"
+    title += f"\n{first.steps:,} steps"
+    if any(result.variant in (QUANTIZED, PRUNED_AND_QUANTIZED) for result in results):
+        title += " + 20 % quantized"
+    return f"{title}, {n_seeds}{'s' if max(seeds) > 1 else ''} x {first.episodes} episode{'s' if first.episodes > 1 else ''}"
+
+
+def _ticks(sparsities: Sequence[float]) -> list[float]:
+    """Those that have room for their number, from the sparsest on."""
+    ticks: list[float] = []
+    for sparsity in sorted(set(sparsities), reverse=True):
+        if not ticks or position(ticks[-1]) - position(sparsity) > 0.09:
+            ticks.append(sparsity)
+    return ticks[::-1] or [0.0]
+
+
+def _draw(axes: Any, results: Sequence[Result]) -> None:
+    """One experiment into one pair of axes."""
+    drawn = [sparsity for variant in _CURVES for sparsity in _by_sparsity(results, variant)]
+    right = max(map(position, drawn), default=1.0) + 0.12
+    for variant, style in _LINES.items():
+        for values in _by_sparsity(results, variant).values():
+            mean, low, high = mean_interval(values)
+            axes.axhspan(low, high, color=style["color"], alpha=0.10, linewidth=0)
+            axes.axhline(mean, label=_LABELS[variant], linewidth=1.4, zorder=2, **style)
+    for variant, curve in _CURVES.items():
+        points = _by_sparsity(results, variant)
+        if not points:
+            continue
+        x = [position(sparsity) + curve["shift"] for sparsity in points]
+        means, lows, highs = np.array([mean_interval(values) for values in points.values()]).T
+        color, marker = curve["color"], curve["marker"]
+        axes.errorbar(
+            x,
+            means,
+            yerr=[means - lows, highs - means],
+            label=_LABELS[variant],
+            color=color,
+            marker=marker,
+            markersize=5,
+            linewidth=1.4,
+            elinewidth=1.2,
+            capsize=2.5,
+            zorder=4,
+        )
+        for place, values in zip(x, points.values(), strict=True):
+            axes.scatter([place] * len(values), values, color=color, marker=marker, s=9, alpha=0.35, linewidth=0, zorder=3)
+    ticks = _ticks(drawn)
+    axes.set_xlim(min(map(position, drawn), default=0.0) - 0.12, right)
+    axes.set_xticks([position(sparsity) for sparsity in ticks], [f"{100 * sparsity:g}" for sparsity in ticks])
+    axes.set_xlabel("sparsity (%)")
+    axes.set_ylabel("return")
+    axes.set_title(_title(results), fontsize=9)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    bits = {result.bits for result in results if result.variant == PRUNED_AND_QUANTIZED}
+    if len(bits) == 1:
+        # The same ticks, read as how much smaller the quantized agents are
+        twin = axes.secondary_xaxis(-0.2)
+        twin.set_xticks(
+            [position(sparsity) for sparsity in ticks],
+            [f"{32 / min(bits) / (1 - sparsity):.0f}x" for sparsity in ticks],
+            fontsize=8,
+        )
+        twin.tick_params(length=0)
+        twin.spines["bottom"].set_visible(False)
+        twin.set_xlabel(f"smaller, with {min(bits)} bits (papers' arithmetic)", fontsize=8)
+
+
+def _read_all(files: Sequence[str | Path]) -> list[Result]:
+    results = [result for file in files for result in read_results(file)]
+    if len({result.key for result in results}) < len(results):
+        raise ValueError(f"an agent is in more than one of the files {', '.join(map(str, files))}: give each file once")
+    if not results:
+        raise ValueError(f"there is nothing to show: {', '.join(map(str, files))} have no rows")
+    return results
+
+
+def compression_table(files: Sequence[str | Path]) -> str:
+    """
+    The numbers of :func:`plot_compression`: a line for every variant and sparsity, with the papers' ratio, the real one and
+    packed bytes (both of the mean over seeds, whose masks pack differently), and the mean return with its interval.
+
+    :param files: CSV files.
+    :return: A Markdown table for each experiment, under its name.
+    :raises FileNotFoundError: If a CSV file is missing.
+    :raises ValueError: If one holds something else, or nothing.
+    """
+    blocks = []
+    for results in experiments(_read_all(files)).values():
+        lines = [
+            _title(results).replace("\n", ", "),
+            "",
+            "| agent | sparsity | papers' ratio | really smaller | bytes | return | 95 % interval | seeds |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        rows: dict[tuple[float, str], list[Result]] = {}
+        for result in sorted(results, key=lambda result: (result.sparsity, VARIANTS.index(result.variant))):
+            rows.setdefault((result.sparsity, result.variant), []).append(result)
+        for (sparsity, variant), members in rows.items():
+            n_bytes = float(np.mean([result.packed_bytes for result in members]))
+            mean, low, high = mean_interval([result.mean_return for result in members])
+            size = f"{members[0].papers_ratio:.1f}x | {members[0].dense_bytes / n_bytes:.1f}x | {n_bytes:,.0f}"
+            interval = f"{low:.1f} to {high:.1f}" if len(members) > 1 else "-"
+            lines.append(f"| {variant} | {100 * sparsity:g} % | {size} | {mean:.1f} | {interval} | {len(members)} |")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
+
+
+def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Path]:
+    """
+    Return against sparsity (Ivanov et al. 2025, figures 4 and 5): pruned, pruned and quantized, and as lines the dense and the
+    quantized network. One panel for each algorithm, environment and number of steps; means over seeds with 95 % bootstrap
+    intervals, every seed a faint point. The axis is that of the density's logarithm.
+
+    :param files: CSV files as ``python -m sb3_sparse.benchmark compression`` writes them.
+    :param output: Name of the figure; ``.png`` and ``.svg`` are appended. Files that are there are replaced.
+    :return: Both files.
+    :raises FileNotFoundError: If a CSV file is missing.
+    :raises ValueError: If one holds something else, or nothing, and if there is no folder for the figure.
+    :raises ImportError: Without matplotlib, saying how to install it.
+    """
+    targets = figure_files(output)
+    panels = experiments(_read_all(files))
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise ImportError(f"figures need matplotlib ({error}): pip install 'sb3-sparse[plots]'") from error
+    columns = min(len(panels), 2)
+    rows = math.ceil(len(panels) / columns)
+    # Text stays text in the SVG, and the same results give the same bytes
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb3-sparse", "font.size": 9}):
+        figure = Figure(figsize=(4.9 * columns, 3.9 * rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
+        FigureCanvasAgg(figure)
+        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes, panel in zip(grid, panels.values(), strict=False):
+            _draw(axes, panel)
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        handles: dict[str, Any] = {}
+        for axes in figure.axes:
+            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
+        for kind, file in targets.items():
+            partial = file.with_name(f".{file.stem}.partial-{os.getpid()}.{kind}")
+            try:
+                figure.savefig(partial, format=kind, dpi=180, metadata={"Date": None} if kind == "svg" else None)
+                os.replace(partial, file)
+            finally:
+                partial.unlink(missing_ok=True)
+    return list(targets.values())
