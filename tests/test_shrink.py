@@ -224,7 +224,7 @@ def test_stock_models_with_zeros_shrink_alike(tmp_path):
     small, stock = shrink(model), shrink(to_stock(model))
     assert stock.policy_kwargs["net_arch"] == small.policy_kwargs["net_arch"]
     assert "sparse" not in type(stock.policy).__name__.lower()
-    assert same_outputs(small, stock, exactly=True)
+    assert same_outputs(small, stock)  # another engine
     small.save(tmp_path / "small.zip")
     assert same_outputs(TD3.load(tmp_path / "small.zip"), small, exactly=True)
 
