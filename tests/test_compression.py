@@ -95,7 +95,7 @@ def test_schedule_of_the_paper_to_the_step():
     assert report.real_ratio < 40
 
 
-def test_dense_until_pruning_begins():
+def test_dense_until_pruning_begins(auto_engine):
     """Until 20 % of N the preset is the dense preset on the same clock, bit for bit, exploration included."""
     values, stock = preset("compress", "dqn", "CartPole-v1"), preset("dense", "dqn", "CartPole-v1")
     callbacks = values.pop("callback")
