@@ -1,10 +1,14 @@
 """The benchmark measures what it says; nothing here asserts a time."""
 
+import json
+
 import pytest
 
+from sb3_sparse.benchmark import step
 from sb3_sparse.benchmark.__main__ import main
 from sb3_sparse.benchmark.models import ALGORITHMS, make_model
 from sb3_sparse.benchmark.timing import interleave
+from tests.engine.networks import needs_kernels
 from tests.helpers import assert_invariants
 
 
@@ -36,3 +40,50 @@ def test_overhead_command(capsys):
     rows = [line.split("|") for line in output.splitlines() if line.startswith("| td3")]
     assert [row[3].strip() for row in rows] == ["stock", "sparsity 0", "sparsity 0.9"]
     assert rows[0][5].strip().startswith("1.000")
+
+
+def tables(capsys, *arguments):
+    main([*arguments, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert "1 thread(s), torch" in document["environment"]
+    return [table["rows"] for table in document["tables"]]
+
+
+def test_step_command(capsys, monkeypatch):
+    monkeypatch.setattr(step, "_SECONDS_PER_ROUND", 0.01)
+    options = ["--net", "16,16", "8", "--batch", "8", "--rounds", "2", "--sparsity", "0.5", "--masked", "--breakdown"]
+    steps, parts = tables(capsys, "step", "--algo", "td3", "dqn", *options)
+    variants = ["stock", "best dense", "0.5", "0.5 masked dense"]
+    assert [(row["algorithm"], row["net"], row["variant"]) for row in steps] == [
+        (algo, net, variant) for algo in ("td3", "dqn") for net in ("16,16", "8") for variant in variants
+    ]
+    assert all(row["x stock"] == 1 for row in steps if row["variant"] == "stock")
+    assert len(parts) == len(steps)
+    for row in parts:
+        assert row["Adam (us)"] > 0
+        assert row["sampling (us)"] > 0
+
+
+@needs_kernels
+def test_kernels_command(capsys):
+    (rows,) = tables(capsys, "kernels", "--width", "16", "--density", "0.5", "--batch", "8")
+    assert [row["pattern"] for row in rows] == ["unstructured", "block:4x1"]
+    assert all(row["forward GFLOP/s"] > 0 for row in rows)
+
+
+def test_train_commands(capsys):
+    options = ["train", "--env", "Pendulum-v1", "--net", "8", "--batch", "8", "--rounds", "2", "--steps", "20"]
+    (rows,) = tables(capsys, *options)
+    assert [row["variant"] for row in rows] == ["stock", "0.95"]
+    assert all(row["steps per second"] > 0 for row in rows)
+    # Any return is reached at once, or none
+    until = [*options, "--episodes", "1", "--seeds", "1", "2", "--sparsity", "0.5", "--until"]
+    (rows,) = tables(capsys, *until, "-100000")
+    assert [(row["seed"], row["variant"], row["steps"]) for row in rows] == [
+        (1, "stock", 20),
+        (1, "0.5", 20),
+        (2, "stock", 20),
+        (2, "0.5", 20),
+    ]
+    (rows,) = tables(capsys, *until, "0")
+    assert all(row["steps"] == row["seconds"] == row["x stock"] == "-" and row["best return"] < 0 for row in rows)

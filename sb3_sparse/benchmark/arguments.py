@@ -51,23 +51,26 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def show(rows: Sequence[Mapping[str, Any]], note: str, *, as_json: bool) -> None:
+def show(*tables: tuple[str, Sequence[Mapping[str, Any]]], as_json: bool) -> None:
     """
     Print measurements.
 
-    :param rows: One map from column to value per row, the same columns in each.
-    :param note: How they were taken.
-    :param as_json: As JSON instead of a Markdown table.
+    :param tables: For each, how it was measured, and one map from column to value per row, the same columns in each.
+    :param as_json: As one JSON document instead of Markdown tables.
     """
     if as_json:
-        print(json.dumps({"environment": environment(), "note": note, "rows": list(rows)}, indent=1))
+        found = [{"note": note, "rows": list(rows)} for note, rows in tables]
+        print(json.dumps({"environment": environment(), "tables": found}, indent=1))
         return
-    print(f"{environment()}\n{note}\n")
-    columns = list(rows[0])
-    print("| " + " | ".join(columns) + " |")
-    print("| " + " | ".join("---" if isinstance(rows[0][column], str) else "---:" for column in columns) + " |")
-    for row in rows:
-        print("| " + " | ".join(_cell(row[column]) for column in columns) + " |")
+    print(environment())
+    for note, rows in tables:
+        print(f"{note}\n")
+        columns = list(rows[0])
+        print("| " + " | ".join(columns) + " |")
+        print("| " + " | ".join("---" if isinstance(rows[0][column], str) else "---:" for column in columns) + " |")
+        for row in rows:
+            print("| " + " | ".join(_cell(row[column]) for column in columns) + " |")
+        print()
 
 
 def _cell(value: Any) -> str:

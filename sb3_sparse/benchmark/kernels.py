@@ -123,4 +123,4 @@ def run(arguments: argparse.Namespace) -> None:
         for pattern in arguments.pattern
         for density in arguments.density
     ]
-    show(rows, note, as_json=arguments.json)
+    show((note, rows), as_json=arguments.json)

@@ -201,7 +201,5 @@ def run(arguments: argparse.Namespace) -> None:
         f"gradient steps of stock train(), batch {arguments.batch}, medians of {arguments.rounds} interleaved rounds, "
         f"instruction set {native.instruction_set()}"
     )
-    show(rows, note, as_json=arguments.json)
-    if parts:
-        print()
-        show(parts, "microseconds of one gradient step; watching included", as_json=arguments.json)
+    watched = [("microseconds of one gradient step; watching included", parts)] if parts else []
+    show((note, rows), *watched, as_json=arguments.json)

@@ -13,6 +13,7 @@ import stable_baselines3
 import torch as th
 
 import sb3_sparse
+from sb3_sparse.engine.native import processor
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,8 @@ def interleave(
 
 def environment() -> str:
     """One line that says where a measurement was taken."""
-    processor = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            processor = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
     return (
-        f"{processor}, {th.get_num_threads()} thread(s), torch {th.__version__}, "
+        f"{processor()}, {th.get_num_threads()} thread(s), torch {th.__version__}, "
         f"stable-baselines3 {stable_baselines3.__version__}, sb3-sparse {sb3_sparse.__version__}, "
         f"Python {platform.python_version()}"
     )

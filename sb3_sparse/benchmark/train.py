@@ -1,4 +1,4 @@
-"""Environment steps per second of whole ``learn()``, stock against sparse, in turns."""
+"""Whole ``learn()``, stock against sparse, in turns: environment steps per second, or the time to reach a return."""
 
 from __future__ import annotations
 
@@ -8,10 +8,16 @@ import time
 from typing import Any
 
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS
 from sb3_sparse.engine import native
+
+#: Seed of the evaluations, apart from those of the trainings.
+_EVALUATION_SEED = 10_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,47 +30,95 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsity", nargs="+", type=sparsity, default=[0.95])
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--threads", type=positive, default=1)
-    parser.add_argument("--rounds", type=positive, default=10)
-    parser.add_argument("--steps", type=positive, default=500, help="environment steps per round, one gradient step each")
+    parser.add_argument("--rounds", type=positive, default=10, help="turns of each variant")
+    parser.add_argument("--steps", type=positive, default=500, help="environment steps per turn, one gradient step each")
+    parser.add_argument("--until", type=float, metavar="RETURN", help="train until an evaluation reaches this mean return")
+    parser.add_argument("--episodes", type=positive, default=10, help="episodes of each evaluation, one after every turn")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the trainings")
+    parser.add_argument("--learning-starts", type=positive, help="random steps at the beginning; one batch if left out")
     parser.add_argument("--json", action="store_true")
 
 
-def measure(
-    algo: str, env: str, kwargs: dict[str, dict[str, Any] | None], *, widths: list[int], batch: int, rounds: int, steps: int
-) -> dict[str, list[float]]:
+def _make(arguments: argparse.Namespace, kwargs: dict[str, Any] | None, seed: int) -> OffPolicyAlgorithm:
+    algorithm: Any = ALGORITHMS[arguments.algo]
+    return algorithm(
+        "MlpPolicy" if kwargs is None else "SparseMlpPolicy",
+        make_vec_env(arguments.env, seed=seed),
+        policy_kwargs={"net_arch": arguments.net, **(kwargs or {})},
+        batch_size=arguments.batch,
+        learning_starts=arguments.learning_starts or arguments.batch,
+        buffer_size=arguments.rounds * arguments.steps + 2000,
+        train_freq=1,
+        gradient_steps=1,
+        seed=seed,
+        device="cpu",
+    )
+
+
+def speeds(arguments: argparse.Namespace, kwargs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
     """
-    :param algo: ``"td3"`` or ``"sac"``.
-    :param env: Environment.
+    :param arguments: Parsed by :func:`add_arguments`.
     :param kwargs: ``policy_kwargs`` by variant, None: the stock policy.
-    :param widths: Hidden widths.
-    :param batch: Samples per gradient step.
-    :param rounds: Turns of every variant.
-    :param steps: Environment steps per turn.
-    :return: Environment steps per second of every turn.
+    :return: A row for each variant: medians of environment steps per second, and of the ratio to the stock policy's.
     """
-    algorithm: Any = ALGORITHMS[algo]
-    models = {}
-    for name, value in kwargs.items():
-        models[name] = algorithm(
-            "MlpPolicy" if value is None else "SparseMlpPolicy",
-            env,
-            policy_kwargs={"net_arch": widths, **(value or {})},
-            batch_size=batch,
-            learning_starts=batch,
-            buffer_size=rounds * steps + 2000,
-            train_freq=1,
-            gradient_steps=1,
-            seed=0,
-            device="cpu",
-        )
-        models[name].learn(2 * batch)  # past the random steps
-    speeds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds):
+    models = {name: _make(arguments, value, arguments.seeds[0]) for name, value in kwargs.items()}
+    found: dict[str, list[float]] = {name: [] for name in models}
+    for model in models.values():
+        model.learn(model.learning_starts + arguments.batch)  # past the random steps
+    for _ in range(arguments.rounds):
         for name, model in models.items():
             before, start = model.num_timesteps, time.perf_counter()
-            model.learn(steps, reset_num_timesteps=False)
-            speeds[name].append((model.num_timesteps - before) / (time.perf_counter() - start))
-    return speeds
+            model.learn(arguments.steps, reset_num_timesteps=False)
+            found[name].append((model.num_timesteps - before) / (time.perf_counter() - start))
+    rows = []
+    for name, own in found.items():
+        ratios = [one / stock for one, stock in zip(own, found["stock"], strict=True)]
+        row = {"algorithm": arguments.algo, "environment": arguments.env, "variant": name}
+        rows.append({**row, "steps per second": statistics.median(own), "x stock": statistics.median(ratios)})
+    return rows
+
+
+def times_to_return(arguments: argparse.Namespace, kwargs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+    """
+    :param arguments: Parsed by :func:`add_arguments`.
+    :param kwargs: ``policy_kwargs`` by variant, None: the stock policy.
+    :return: A row for each seed and variant: environment steps and seconds of ``learn()`` until the first evaluation that
+        reached the return, evaluations not counted; ``"-"`` where none did within all turns. Variants take turns, so that
+        whatever else the machine does hits all alike.
+    """
+    rows = []
+    for seed in arguments.seeds:
+        models = {name: _make(arguments, value, seed) for name, value in kwargs.items()}
+        seconds = dict.fromkeys(models, 0.0)
+        best = dict.fromkeys(models, -float("inf"))
+        env = make_vec_env(arguments.env, seed=_EVALUATION_SEED)
+        for _ in range(arguments.rounds):
+            for name, model in models.items():
+                if best[name] >= arguments.until:
+                    continue
+                start = time.perf_counter()
+                model.learn(arguments.steps, reset_num_timesteps=False)
+                seconds[name] += time.perf_counter() - start
+                env.seed(_EVALUATION_SEED)
+                mean = evaluate_policy(model, env, n_eval_episodes=arguments.episodes)[0]
+                best[name] = max(best[name], float(mean))  # type: ignore[arg-type]
+        for name, model in models.items():
+            reached = best[name] >= arguments.until
+            both = reached and best["stock"] >= arguments.until
+            rows.append(
+                {
+                    "algorithm": arguments.algo,
+                    "environment": arguments.env,
+                    "seed": seed,
+                    "variant": name,
+                    "best return": best[name],
+                    "steps": model.num_timesteps if reached else "-",
+                    "seconds": seconds[name] if reached else "-",
+                    "x stock": seconds["stock"] / seconds[name] if both else "-",
+                    "steps per second": model.num_timesteps / seconds[name],
+                }
+            )
+    return rows
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -77,22 +131,12 @@ def run(arguments: argparse.Namespace) -> None:
     engine = "native" if native.available() else "torch"
     kwargs: dict[str, dict[str, Any] | None] = {"stock": None}
     kwargs |= {f"{value:g}": dict(sparsity=value, engine=engine) for value in arguments.sparsity}
-    speeds = measure(
-        arguments.algo,
-        arguments.env,
-        kwargs,
-        widths=arguments.net,
-        batch=arguments.batch,
-        rounds=arguments.rounds,
-        steps=arguments.steps,
-    )
-    rows = []
-    for name, found in speeds.items():
-        ratios = [own / stock for own, stock in zip(found, speeds["stock"], strict=True)]
-        row = {"algorithm": arguments.algo, "environment": arguments.env, "variant": name}
-        rows.append({**row, "steps per second": statistics.median(found), "x stock": statistics.median(ratios)})
-    note = (
+    what = (
         f"whole learn(), one gradient step of batch {arguments.batch} per environment step, net "
-        f"{','.join(map(str, arguments.net))}, medians of {arguments.rounds} turns of {arguments.steps} steps"
+        f"{','.join(map(str, arguments.net))}, turns of {arguments.steps} steps, "
     )
-    show(rows, note, as_json=arguments.json)
+    if arguments.until is None:
+        show((what + f"medians of {arguments.rounds}", speeds(arguments, kwargs)), as_json=arguments.json)
+    else:
+        what += f"until an evaluation of {arguments.episodes} episodes reaches {arguments.until:g}; at most {arguments.rounds}"
+        show((what, times_to_return(arguments, kwargs)), as_json=arguments.json)
