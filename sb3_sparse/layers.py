@@ -59,6 +59,7 @@ class SparseLayer(nn.Module):
     """
 
     weight: nn.Parameter
+    bias: nn.Parameter | None
     weight_mask: th.Tensor
     mask_values: th.Tensor | None
     #: A gradient that was last written to at survivors alone, with its version then.

@@ -23,7 +23,6 @@ from sb3_sparse.binding import Binding, NetworkUpdater, UpdaterState
 from sb3_sparse.checks import require_choice
 from sb3_sparse.engine.optimizer import SurvivorAdam
 from sb3_sparse.engine.sequence import SparseSequential
-from sb3_sparse.engine.target import is_mirrored
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.moments import moments_of, restart_moments, starts_elsewhere
 from sb3_sparse.plan import LayerPlan
@@ -365,24 +364,30 @@ class Sparsifier(nn.Module):
                 sequences = [
                     sequence for sequence in self.sequences if all(id(weight) in owned for weight in sequence.parameters())
                 ]
-                SurvivorAdam.adopt(optimizer, sequences)
+                SurvivorAdam.adopt(optimizer, sequences, self._owned_layers[name])
 
     def _after_step(self, optimizer: str) -> None:
         getattr(self, f"n_steps_{optimizer}").add_(1)
         if self.pruned_values:
             self.pruned_values = {}
-        sparse = [
-            (layer.weight, layer.mask_values)
-            for layer in self._owned_layers[optimizer]
-            if layer.mask_values is not None and not is_mirrored(layer.weight)
-        ]
-        if sparse:
-            with th.no_grad():
-                th._foreach_mul_([weight for weight, _ in sparse], [values for _, values in sparse])
+        stepped = self.optimizers[optimizer]
+        if not isinstance(stepped, SurvivorAdam):
+            self._project_weights(optimizer)
+        elif not stepped.over_survivors:
+            self._project_weights(optimizer)
+            stepped.projected()
         for network, binding in list(self.updaters.items()):
             if binding.driver == optimizer:
                 binding.updater.after_step(network, self.n_steps(optimizer))
                 self.request_gradients(network)
+
+    @th.no_grad()
+    def _project_weights(self, optimizer: str) -> None:
+        sparse = [
+            (layer.weight, layer.mask_values) for layer in self._owned_layers[optimizer] if layer.mask_values is not None
+        ]
+        if sparse:
+            th._foreach_mul_([weight for weight, _ in sparse], [values for _, values in sparse])
 
     def project(self) -> None:
         """Project online weights, target weights and moments onto the masks, after something wrote to them from outside."""

@@ -7,15 +7,17 @@ or a target update goes the short way over survivors.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch as th
 from torch import nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import get_gradient_edge, increment_version
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.target import SurvivorParameter
-from sb3_sparse.layers import SparseLinear
+from sb3_sparse.layers import SparseLayer
 
 #: Codes of the kernels
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2}
@@ -23,13 +25,46 @@ _CLASSES = {th.float32: "Network", th.float64: "NetworkDouble"}
 SUPPORTED_DTYPES = tuple(_CLASSES)
 
 
-class Mirror:
+def make_network(layers: Sequence[SparseLayer], activations: Sequence[int]) -> Any:
     """
     :param layers: Layers in order; their masks are read now. All weights float32 or float64, contiguous, on the CPU.
     :param activations: What follows each layer, see :data:`ACTIVATIONS`.
+    :return: The kernels' network of these layers, to which the dense weights are known by address. It holds none of their
+        values yet.
+    """
+    weights = [layer.weight for layer in layers]
+    # A convolution's weight is a matrix too: Adam goes over it, the kernels' passes do not
+    masks = [layer.weight_mask.contiguous() for layer in layers]
+    shapes = [
+        (mask.data_ptr(), mask.shape[0], mask.numel() // mask.shape[0], activation)
+        for mask, activation in zip(masks, activations, strict=True)
+    ]
+    dense = [(layer.weight.data_ptr(), 0 if layer.bias is None else layer.bias.data_ptr()) for layer in layers]
+    return getattr(native.module, _CLASSES[weights[0].dtype])(shapes, dense)
+
+
+def can_mirror(layers: Sequence[SparseLayer], dtype: th.dtype) -> bool:
+    """
+    :param layers: Layers.
+    :param dtype: A dtype.
+    :return: Whether the kernels can read and write all their parameters, and these have that dtype.
+    """
+    for layer in layers:
+        for parameter in layer._parameters.values():
+            if parameter is None:
+                continue
+            if parameter.dtype != dtype or not parameter.is_cpu or not parameter.is_contiguous():
+                return False
+    return dtype in SUPPORTED_DTYPES
+
+
+class Mirror:
+    """
+    :param layers: As for :func:`make_network`.
+    :param activations: As for :func:`make_network`.
     """
 
-    def __init__(self, layers: Sequence[SparseLinear], activations: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[SparseLayer], activations: Sequence[int]) -> None:
         self.layers = list(layers)
         self.activations = list(activations)
         for layer in layers:
@@ -40,53 +75,55 @@ class Mirror:
         self.parameters = [
             parameter for pair in zip(self.weights, self.biases, strict=True) for parameter in pair if parameter is not None
         ]
-        self.mask_versions = [layer.mask_version for layer in layers]
-        self.versioned = [(layer, layer.mask_version) for layer in layers]
-        self.held = [(layer._parameters, layer.weight) for layer in layers]
+        self.addresses = addresses_of(self.parameters)
+        self.n_outputs = self.weights[-1].shape[0]
+        #: The mask each layer had, and where it keeps its weight.
+        self.made_of = [(layer, layer.mask_version, layer._parameters, layer.weight) for layer in layers]
         #: Autograd's own node of every parameter, kept so that it is not made anew for every pass.
         self.nodes = [get_gradient_edge(parameter).node for parameter in self.parameters if parameter.requires_grad]
-        self.addressed = [(parameter, parameter.data_ptr()) for parameter in self.parameters]
-        self.addresses = [weight.data_ptr() for weight in self.weights]
-        masks = [layer.weight_mask.contiguous() for layer in layers]
-        shapes = [
-            (mask.data_ptr(), layer.out_features, layer.in_features, activation)
-            for mask, layer, activation in zip(masks, layers, activations, strict=True)
-        ]
-        dense = [
-            (weight.data_ptr(), 0 if bias is None else bias.data_ptr())
-            for weight, bias in zip(self.weights, self.biases, strict=True)
-        ]
-        self.network = getattr(native.module, _CLASSES[self.weights[0].dtype])(shapes, dense)
+        self.network = make_network(layers, activations)
         #: Adam's second moments of all values and biases, and room for their roots: the network's own memory.
         self.square, self.root = (th.from_numpy(array) for array in self.network.roots())
         #: Version of each weight that the mirror holds; -1: none.
         self.seen = [-1] * len(layers)
+        #: Whether anybody else wrote to the weights since they were last projected: pruned weights may not be zero.
+        self.foreign = True
         #: Gradients of the parameters: zero outside the mask for good, so that only survivors are ever written.
         self.gradients: list[th.Tensor] | None = None
-        self.gradient_versions = [-1] * len(self.parameters)
+        self.gradient_versions: list[int] = []
         for index, weight in enumerate(self.weights):
-            weight.mirror, weight.place = self, index
+            weight.mirror, weight.place, weight.address = self, index, weight.data_ptr()
 
     def fits(self) -> bool:
         """Whether masks and memory are still those the mirror was made of."""
         # Called before every pass: plain loops, the fastest there is
-        for layer, version in self.versioned:
-            if layer.mask_version != version:
+        for layer, mask_version, held, weight in self.made_of:
+            if layer.mask_version != mask_version or held["weight"] is not weight:
                 return False
-        for held, weight in self.held:
-            if held["weight"] is not weight:
-                return False
-        for parameter, address in self.addressed:  # noqa: SIM110
+        for parameter, address in zip(self.parameters, self.addresses):  # noqa: B905, SIM110
             if parameter.data_ptr() != address:
                 return False
         return True
 
     def follow(self) -> None:
         """Read the weights that were written to since."""
+        seen = self.seen
         for index, weight in enumerate(self.weights):
-            if weight._version != self.seen[index] or weight.exposed:
+            version = weight._version
+            if version != seen[index] or weight.exposed:
                 self.network.gather_weight(index)
-                self.seen[index] = weight._version
+                seen[index] = version
+                self.foreign = True
+
+    def wrote_values(self) -> None:
+        """Tell autograd, as torch's own optimizers do, that all parameters were written to, and that the mirror knows."""
+        increment_version(self.parameters)
+        self.seen = [weight._version for weight in self.weights]
+
+    def projected(self) -> None:
+        """Be told that the weights, as the mirror wrote them last, were multiplied by their masks."""
+        self.seen = [weight._version for weight in self.weights]
+        self.foreign = any(weight.exposed for weight in self.weights)
 
     # --- Gradients ---
 
@@ -94,12 +131,15 @@ class Mirror:
         """Whether gradients may go straight into ``grad``: there are none yet or the mirror's own, and no one else watches."""
         if not self.fits():
             return False
-        if any(parameter._backward_hooks for parameter in self.parameters):
-            return False
         for weight in self.weights:
             if len(weight._post_accumulate_grad_hooks or ()) > 1:  # one is the layer's own
                 return False
-        if all(parameter.grad is None for parameter in self.parameters):
+        n_missing = 0
+        for parameter in self.parameters:
+            if parameter._backward_hooks:
+                return False
+            n_missing += parameter.grad is None
+        if n_missing == len(self.parameters):
             return True
         gradients = self.gradients
         if gradients is None or any(
@@ -111,14 +151,8 @@ class Mirror:
     def dense_gradients(self) -> list[th.Tensor]:
         """Gradients of the parameters as dense tensors of their own, zero outside the masks."""
         gradients = [th.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
-        self._scatter_gradients(gradients)
+        self.network.scatter_gradients(addresses_of(gradients))
         return gradients
-
-    def _scatter_gradients(self, to: list[th.Tensor]) -> None:
-        addresses = iter([gradient.data_ptr() for gradient in to])
-        for index, bias in enumerate(self.biases):
-            weight_address = next(addresses)
-            self.network.scatter_gradient(index, weight_address, 0 if bias is None else next(addresses))
 
     def dense_forward(self, x: th.Tensor) -> th.Tensor:
         """
@@ -134,13 +168,15 @@ class Mirror:
         """Let the parameters have the gradients that the network holds."""
         if self.gradients is None:
             self.gradients = [th.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
-        self._scatter_gradients(self.gradients)
+        self.network.scatter_gradients(addresses_of(self.gradients))
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient
-        self.gradient_versions = [gradient._version for gradient in self.gradients]
-        for layer, weight in zip(self.layers, self.weights, strict=True):
-            assert weight.grad is not None
-            layer.survivor_gradient = (weight.grad, weight.grad._version)
+        versions = [gradient._version for gradient in self.gradients]
+        if versions != self.gradient_versions:
+            self.gradient_versions = versions
+            for layer, weight in zip(self.layers, self.weights, strict=True):
+                assert weight.grad is not None
+                layer.survivor_gradient = (weight.grad, weight.grad._version)
 
     def collect_gradients(self) -> bool:
         """
@@ -148,23 +184,26 @@ class Mirror:
 
         :return: False if a parameter has none, or one the kernels cannot read.
         """
-        own: Sequence[th.Tensor | None] = self.gradients or [None] * len(self.parameters)
-        changed = False
-        for parameter, gradient, version in zip(self.parameters, own, self.gradient_versions, strict=True):
-            grad = parameter.grad
-            if grad is not gradient or grad is None or grad._version != version:
-                changed = True
-                break
-        if not changed:
-            return True
-        addresses = []
+        grads: list[th.Tensor] = []
         for parameter in self.parameters:
             grad = parameter.grad
-            if grad is None or grad.dtype != parameter.dtype or not grad.is_cpu or not grad.is_contiguous():
+            if grad is None:
                 return False
-            addresses.append(grad.data_ptr())
-        remaining = iter(addresses)
-        for index, bias in enumerate(self.biases):
-            weight_address = next(remaining)
-            self.network.gather_gradient(index, weight_address, 0 if bias is None else next(remaining))
+            grads.append(grad)
+        own = self.gradients
+        if own is not None and all(map(operator.is_, grads, own)) and self.gradient_versions == [g._version for g in grads]:
+            return True
+        dtype = self.parameters[0].dtype
+        for grad in grads:
+            if grad.dtype != dtype or not grad.is_cpu or not grad.is_contiguous():
+                return False
+        self.network.gather_gradients(addresses_of(grads))
         return True
+
+
+def addresses_of(tensors: Sequence[th.Tensor]) -> list[int]:
+    """
+    :param tensors: Tensors on the CPU.
+    :return: Where the memory of each begins.
+    """
+    return [tensor.data_ptr() for tensor in tensors]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import warnings
 from typing import Any
 
@@ -48,3 +49,17 @@ def instruction_set() -> str | None:
     :return: Name of the instruction set the kernels use (``"baseline"``, ``"avx2"``, ``"avx512"``), None without kernels.
     """
     return module.active_set() if available() else None
+
+
+def processor() -> str:
+    """
+    :return: The processor's name, as measurements are told apart by it.
+    """
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

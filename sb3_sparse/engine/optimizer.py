@@ -6,6 +6,7 @@ gradient and moments are zero.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
@@ -13,13 +14,29 @@ import torch as th
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from sb3_sparse.engine.mirror import Mirror
+from sb3_sparse.engine.mirror import Mirror, addresses_of, can_mirror
 from sb3_sparse.engine.sequence import SparseSequential
+from sb3_sparse.layers import SparseLayer
 
 
 def _unhooked(step: Any) -> Any:
     """Torch wraps ``step`` of every optimizer class so that it calls the hooks; what it wraps."""
     return step.__wrapped__ if getattr(step, "hooked", False) else step
+
+
+class Loose:
+    """Layers that are in no sequence: Adam goes over their survivors too, though torch multiplies."""
+
+    def __init__(self, layers: list[SparseLayer]) -> None:
+        self.layers = layers
+        self.mirror: Mirror | None = None
+
+    def present_mirror(self) -> Mirror | None:
+        """The mirror of the present masks and memory, None where the kernels cannot read it."""
+        if self.mirror is None or not self.mirror.fits():
+            readable = can_mirror(self.layers, self.layers[0].weight.dtype)
+            self.mirror = Mirror(self.layers, [0] * len(self.layers)) if readable else None
+        return self.mirror
 
 
 class SurvivorAdam(Adam):
@@ -29,21 +46,30 @@ class SurvivorAdam(Adam):
     changing masks) brings the dense tensors up to date.
     """
 
-    sequences: list[SparseSequential]
+    #: What it goes over: sequences that run natively, and the other sparse layers.
+    parts: Sequence[SparseSequential | Loose] = ()
+    #: Whether the last step left everything zero that is pruned: it went over survivors alone, and so did all before.
+    over_survivors: bool = False
     #: Mirrors that hold moments now, with the number of steps they have made.
     _held: dict[Mirror, int]
+    #: Mirrors, number of parameters, and those of them that are in no mirror: as they were at the last step.
+    _rest: tuple[list[Mirror], int, list[th.Tensor]] = ([], -1, [])
 
     @staticmethod
-    def adopt(optimizer: Optimizer, sequences: list[SparseSequential]) -> None:
+    def adopt(optimizer: Optimizer, sequences: Sequence[SparseSequential], layers: Sequence[SparseLayer] = ()) -> None:
         """
         :param optimizer: A plain Adam, or one that is adopted already; anything else is left as it is.
         :param sequences: Sequences all of whose parameters are the optimizer's.
+        :param layers: Further sparse layers of which that is true; those of the sequences may be among them.
         """
         if type(optimizer) is Adam:
             optimizer.__class__ = SurvivorAdam
         if isinstance(optimizer, SurvivorAdam):
             optimizer.release()
-            optimizer.sequences = list(sequences)
+            in_sequences = {layer for sequence in sequences for layer in sequence.layers}
+            loose = [layer for layer in layers if layer not in in_sequences]
+            optimizer.parts = [*sequences, *([Loose(loose)] if loose else [])]
+            optimizer.over_survivors, optimizer._rest = False, SurvivorAdam._rest
 
     # --- State ---
 
@@ -61,21 +87,17 @@ class SurvivorAdam(Adam):
         self.__dict__["_held"] = {}
         super().__setstate__(state)
 
-    def release(self, *, outdated: bool = False) -> None:
-        """
-        Put the moments that mirrors hold into the dense state.
+    def release(self) -> None:
+        """Put the moments that mirrors hold into the dense state."""
+        self._release(list(self.__dict__.setdefault("_held", {})))
 
-        :param outdated: Of mirrors of former masks alone.
-        """
-        held: dict[Mirror, int] = self.__dict__.setdefault("_held", {})
-        state = self.__dict__["state"]
-        for mirror in [mirror for mirror in held if not outdated or not mirror.fits()]:
+    def _release(self, mirrors: list[Mirror]) -> None:
+        held, state = self.__dict__["_held"], self.__dict__["state"]
+        for mirror in mirrors:
             n_steps = held.pop(mirror)
             for second, key in enumerate(("exp_avg", "exp_avg_sq")):
-                addresses = iter([state[parameter][key].data_ptr() for parameter in mirror.parameters])
-                for index, bias in enumerate(mirror.biases):
-                    weight_address = next(addresses)
-                    mirror.network.get_moment(bool(second), index, weight_address, 0 if bias is None else next(addresses))
+                moments = [state[parameter][key] for parameter in mirror.parameters]
+                mirror.network.scatter_moments(bool(second), addresses_of(moments))
             for parameter in mirror.parameters:
                 state[parameter]["step"].fill_(n_steps)
 
@@ -83,11 +105,8 @@ class SurvivorAdam(Adam):
         """
         Let a mirror hold the moments of its parameters.
 
-        :return: Steps made so far, None if the parameters differ in that.
+        :return: Steps made so far, None if the parameters differ in that or the mirror cannot read their moments.
         """
-        held: dict[Mirror, int] = self.__dict__["_held"]
-        if mirror in held:
-            return held[mirror]
         state = self.__dict__["state"]
         for parameter in mirror.parameters:
             if not state[parameter]:
@@ -95,16 +114,12 @@ class SurvivorAdam(Adam):
                 state[parameter]["exp_avg"] = th.zeros_like(parameter, memory_format=th.preserve_format)
                 state[parameter]["exp_avg_sq"] = th.zeros_like(parameter, memory_format=th.preserve_format)
         counts = {float(state[parameter]["step"]) for parameter in mirror.parameters}
-        moments = [state[parameter][key] for parameter in mirror.parameters for key in ("exp_avg", "exp_avg_sq")]
-        if len(counts) > 1 or not all(moment.is_contiguous() and moment.device.type == "cpu" for moment in moments):
+        moments = {key: [state[parameter][key] for parameter in mirror.parameters] for key in ("exp_avg", "exp_avg_sq")}
+        if len(counts) > 1 or not all(moment.is_contiguous() and moment.is_cpu for moment in chain(*moments.values())):
             return None
-        for second, key in enumerate(("exp_avg", "exp_avg_sq")):
-            addresses = iter([state[parameter][key].data_ptr() for parameter in mirror.parameters])
-            for index, bias in enumerate(mirror.biases):
-                weight_address = next(addresses)
-                mirror.network.set_moment(bool(second), index, weight_address, 0 if bias is None else next(addresses))
-        held[mirror] = int(counts.pop())
-        return held[mirror]
+        for second, own in enumerate(moments.values()):
+            mirror.network.gather_moments(bool(second), addresses_of(own))
+        return int(counts.pop())
 
     # --- Steps ---
 
@@ -131,27 +146,41 @@ class SurvivorAdam(Adam):
     def _step(self, closure: Any = None) -> Any:
         options = self._options()
         done: list[Mirror] = []
+        self.over_survivors = False
         if closure is None and options is not None:
-            for sequence in self.__dict__.get("sequences") or []:
-                mirror = sequence.present_mirror()
+            for part in self.parts:
+                mirror = part.present_mirror()
                 if mirror is not None and self._step_mirror(mirror, options):
                     done.append(mirror)
         if not done:
             self.release()
+            self._rest = SurvivorAdam._rest
             return _unhooked(Adam.step)(self, closure)
-        handled = {parameter for mirror in done for parameter in mirror.parameters}
-        rest = [parameter for parameter in self.param_groups[0]["params"] if parameter not in handled]
+        self.over_survivors = len(done) == len(self.parts) and not any(mirror.foreign for mirror in done)
+        parameters = self.param_groups[0]["params"]
+        mirrors, n_parameters, rest = self._rest
+        if mirrors != done or n_parameters != len(parameters):
+            handled = {parameter for mirror in done for parameter in mirror.parameters}
+            rest = [parameter for parameter in parameters if parameter not in handled]
+            self._rest = done, len(parameters), rest
         if any(parameter.grad is not None for parameter in rest):
+            self._release([mirror for mirror in self.__dict__["_held"] if mirror not in done])
             self._step_rest(rest)
         return None
 
+    def projected(self) -> None:
+        """Be told that all weights were multiplied by their masks after the last step."""
+        for mirror in self._rest[0]:
+            mirror.projected()
+
     def _step_mirror(self, mirror: Mirror, options: dict[str, Any]) -> bool:
-        mirror.follow()
         if not mirror.collect_gradients():
             return False
-        if mirror not in self.__dict__.setdefault("_held", {}):
-            self.release(outdated=True)
-        n_steps = self._hold(mirror)
+        mirror.follow()
+        n_steps = self.__dict__["_held"].get(mirror)
+        if n_steps is None:
+            self._release([other for other in self.__dict__["_held"] if not other.fits()])
+            n_steps = self._hold(mirror)
         if n_steps is None:
             return False
         n_steps += 1
@@ -160,11 +189,12 @@ class SurvivorAdam(Adam):
         mirror.network.adam_moments(beta1, beta2, options["weight_decay"])
         th.sqrt(mirror.square, out=mirror.root)
         mirror.network.adam_values(options["lr"] / bias_correction1, math.sqrt(bias_correction2), options["eps"])
+        mirror.wrote_values()
         self.__dict__["_held"][mirror] = n_steps
         return True
 
     def _step_rest(self, rest: list[th.Tensor]) -> None:
-        """Torch's own step for parameters that are in no sequence."""
+        """Torch's own step for parameters that are in no mirror, or have no gradient in one of a mirror's."""
         groups, state = self.param_groups, self.__dict__["state"]
         plain = object.__new__(Adam)
         plain.__dict__.update({**self.__dict__, "state": state, "param_groups": [{**groups[0], "params": rest}]})

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.choice import Choice
-from sb3_sparse.engine.mirror import ACTIVATIONS, SUPPORTED_DTYPES, Mirror
+from sb3_sparse.engine.mirror import ACTIVATIONS, SUPPORTED_DTYPES, Mirror, can_mirror
 from sb3_sparse.layers import SparseLinear
 
 _will_run = getattr(th._C, "_will_engine_execute_node", None)
@@ -119,7 +119,7 @@ class SparseSequential(nn.Sequential):
             return None
         mirror = self._mirrors.get(dtype)
         if mirror is None or not mirror.fits():
-            if not self._can_mirror(dtype):
+            if not can_mirror(self.layers, dtype):
                 return None
             mirror = None
         n_samples = x.shape[0]
@@ -130,13 +130,6 @@ class SparseSequential(nn.Sequential):
         if not decided or x.shape[1] != self.layers[0].in_features:
             return None
         return mirror or self.mirror()
-
-    def _can_mirror(self, dtype: th.dtype) -> bool:
-        for layer in self.layers:
-            for parameter in layer.parameters():
-                if parameter.dtype != dtype or not parameter.is_cpu or not parameter.is_contiguous():
-                    return False
-        return True
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
@@ -168,11 +161,12 @@ class Ensemble(list[SparseSequential]):
     def __iter__(self) -> Iterator[SparseSequential]:
         running = _Running(list(super().__iter__()))
         for sequence in running.sequences:
-            sequence.ensemble = running
+            # Comes with every pass; by the module's own setattr it takes longer than the rest of it
+            sequence.__dict__["ensemble"] = running
             try:
                 yield sequence
             finally:
-                sequence.ensemble = None
+                sequence.__dict__["ensemble"] = None
 
 
 class _Running:
@@ -219,7 +213,7 @@ def run_native(sequences: list[SparseSequential], mirrors: list[Mirror], x: th.T
         with_gradient = x.requires_grad or any(parameter.requires_grad for parameter in parameters)
     n_samples = x.shape[0]
     source = x.detach() if with_gradient else x
-    y = [source.new_empty(n_samples, mirror.layers[-1].out_features) for mirror in mirrors]
+    y = [source.new_empty(n_samples, mirror.n_outputs) for mirror in mirrors]
     tape, is_finite = native.module.forward(
         [mirror.network for mirror in mirrors],
         x.data_ptr(),
@@ -235,7 +229,8 @@ def run_native(sequences: list[SparseSequential], mirrors: list[Mirror], x: th.T
         return tuple(nn.Sequential.forward(sequence, x) for sequence in sequences)
     if not with_gradient:
         return tuple(y)
-    return _Run.apply(_Pass(mirrors, tape, frozen), y, x, *parameters)
+    versions = [[*mirror.seen] for mirror in mirrors]
+    return _Run.apply(_Pass(mirrors, tape, frozen, versions), y, x, *parameters)
 
 
 @dataclass(frozen=True)
@@ -243,6 +238,22 @@ class _Pass:
     mirrors: list[Mirror]
     tape: Any
     frozen: bool
+    #: Versions of the weights it was made with.
+    versions: list[list[int]]
+
+    def check_weights(self, first: int) -> None:
+        """
+        :param first: First layer whose weight the backward pass multiplies by.
+        :raises RuntimeError: As torch does, if a weight was written to since the forward pass.
+        """
+        for mirror, versions in zip(self.mirrors, self.versions, strict=True):
+            for index in range(first, len(versions)):
+                if mirror.weights[index]._version != versions[index]:
+                    raise RuntimeError(
+                        "one of the variables needed for gradient computation has been modified by an inplace operation: the "
+                        f"weight of layer {index} of a sequence is at version {mirror.weights[index]._version}; expected "
+                        f"version {versions[index]} instead"
+                    )
 
 
 class _Run(th.autograd.Function):
@@ -258,11 +269,12 @@ class _Run(th.autograd.Function):
     def backward(ctx: Any, *gradients: th.Tensor | None) -> Any:
         this: _Pass = ctx.this
         x: th.Tensor = ctx.x
+        this.check_weights(0 if ctx.needs_input_grad[2] else 1)
         if th.is_grad_enabled():
             return None, None, *_differentiable(this, x, gradients, ctx.needs_input_grad[2:])
         mirrors = this.mirrors
         dy = [
-            x.new_zeros(x.shape[0], mirror.layers[-1].out_features) if gradient is None else gradient
+            x.new_zeros(x.shape[0], mirror.n_outputs) if gradient is None else gradient
             for mirror, gradient in zip(mirrors, gradients, strict=True)
         ]
         needed = ctx.needs_input_grad[3:]

@@ -33,7 +33,9 @@ class SurvivorParameter(nn.Parameter):
     """
 
     mirror: Mirror | None
+    #: Index of the layer in the mirror, and the memory that the mirror reads and writes.
     place: int
+    address: int
     #: Somebody may hold memory of this weight that is written to unseen.
     exposed: bool
 
@@ -46,7 +48,8 @@ class SurvivorParameter(nn.Parameter):
         """
         if type(weight) is nn.Parameter:
             weight.__class__ = cls
-            weight.mirror, weight.place, weight.exposed, weight.held_data, weight.agreed = None, 0, False, None, None  # type: ignore[attr-defined]
+            assert isinstance(weight, cls)
+            weight.mirror, weight.exposed, weight.held_data, weight.agreed = None, False, None, None
 
     #: What ``data`` gave last.
     held_data: _Data | None
@@ -80,8 +83,8 @@ class SurvivorParameter(nn.Parameter):
             and not self.exposed
             and mirror.weights[index] is self
             and mirror.seen[index] == self._version
-            and mirror.mask_versions[index] == mirror.layers[index].mask_version
-            and mirror.addresses[index] == self.data_ptr()
+            and mirror.made_of[index][1] == mirror.layers[index].mask_version
+            and self.address == self.data_ptr()
         )
 
     def has_mask_of(self, other: SurvivorParameter) -> bool:
@@ -115,48 +118,46 @@ class _Data(th.Tensor):
     """What ``SurvivorParameter.data`` gives to a target update: the plain tensor, which knows its survivors."""
 
     owner: weakref.ref[SurvivorParameter]
+    #: Factor of a ``mul_`` that waits for its ``th.add``, which comes next: both are done at once.
+    factor: float | None = None
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _mul_ and _can_wait(*args):
+            args[0].factor = args[1]
+            return args[0]
         kwargs = kwargs or {}
-        if func is _mul_ or func is _add:
-            written = kwargs.get("out", args[0])
-            if (_scale_survivors if func is _mul_ else _add_survivors)(*args, **kwargs):
-                return written
-            if isinstance(written, _Data) and (owner := written.owner()) is not None and owner.mirror is not None:
-                owner.mirror.seen[owner.place] = -1
+        if func is _add and _average_survivors(*args, **kwargs):
+            return args[0]
         with th._C.DisableTorchFunctionSubclass():
+            written = kwargs.get("out", args[0])
+            if isinstance(written, _Data):
+                if written.factor is not None:
+                    written.mul_(written.factor)
+                    written.factor = None
+                if (owner := written.owner()) is not None and owner.mirror is not None:
+                    owner.mirror.seen[owner.place] = -1
             return func(*args, **kwargs)
 
 
 _mul_, _add = th.Tensor.mul_, th.add
 
 
-def _scale_survivors(target: Any, factor: Any, *others: Any) -> bool:
+def _can_wait(target: Any, factor: Any, *others: Any) -> bool:
     if others or type(target) is not _Data or type(factor) is not float:
         return False
     owner = target.owner()
-    if owner is None or owner.mirror is None or not owner.is_mirrored():
-        return False
-    owner.mirror.network.scale(owner.place, factor)
-    return True
+    return owner is not None and owner.is_mirrored()
 
 
-def _add_survivors(target: Any, online: Any, *others: Any, alpha: Any = 1, out: Any = None) -> bool:
-    if others or out is not target or type(target) is not _Data or type(online) is not _Data:
+def _average_survivors(target: Any, online: Any, *others: Any, alpha: Any = 1, out: Any = None) -> bool:
+    if others or out is not target or type(target) is not _Data or type(online) is not _Data or target.factor is None:
         return False
     to, source = target.owner(), online.owner()
     if to is None or source is None or not to.is_mirrored() or not source.is_mirrored() or not to.has_mask_of(source):
         return False
     assert to.mirror is not None
     assert source.mirror is not None
-    to.mirror.network.add(to.place, alpha, source.mirror.network, source.place)
+    to.mirror.network.average(to.place, target.factor, alpha, source.mirror.network, source.place)
+    target.factor = None
     return True
-
-
-def is_mirrored(weight: th.Tensor) -> bool:
-    """
-    :param weight: A weight.
-    :return: Whether a mirror holds it as it is: whatever wrote to it last wrote to survivors alone.
-    """
-    return isinstance(weight, SurvivorParameter) and weight.is_mirrored()

@@ -51,20 +51,19 @@ def one(native: Any, rng: np.random.Generator, kind: str, dtype: type) -> None:
     for accumulate in (False, True):
         native.backward(tape, gradients, [True, bool(rng.integers(2))], [accumulate] * 2, address(dx), n_threads)
     del tape
-    for layer in range(n_layers):
-        weight, bias = np.zeros_like(weights[layer]), None if biases[layer] is None else np.zeros_like(biases[layer])
-        networks[0].scatter_gradient(layer, address(weight), address(bias))
-        networks[0].gather_gradient(layer, address(weight), address(bias))
-        for second in (False, True):
-            networks[0].get_moment(second, layer, address(weight), address(bias))
-            networks[0].set_moment(second, layer, address(weight), address(bias))
+    parameters = [array for pair in zip(weights, biases, strict=True) for array in pair if array is not None]
+    arrays = [np.zeros_like(parameter) for parameter in parameters]
+    networks[0].scatter_gradients([address(array) for array in arrays])
+    networks[0].gather_gradients([address(array) for array in arrays])
+    for second in (False, True):
+        networks[0].scatter_moments(second, [address(array) for array in arrays])
+        networks[0].gather_moments(second, [address(array) for array in arrays])
     networks[0].adam_moments(0.9, 0.999, 1e-4)
     square, root = networks[0].roots()
     np.sqrt(square, out=root)
     networks[0].adam_values(1e-3, 0.5, 1e-8)
     for layer in range(n_layers):
-        networks[1].scale(layer, 0.995)
-        networks[1].add(layer, 0.005, networks[0], layer)
+        networks[1].average(layer, 0.995, 0.005, networks[0], layer)
     assert all(np.isfinite(weight).all() and not weight[~mask].any() for weight, mask in zip(weights, masks, strict=True))
 
 

@@ -10,8 +10,9 @@ from stable_baselines3 import DQN, SAC, TD3
 from sb3_sparse import sparse_policy
 from sb3_sparse.engine import choice, native
 from sb3_sparse.engine.choice import Crossovers, requested_engine
+from sb3_sparse.engine.optimizer import SurvivorAdam
 from sb3_sparse.engine.sequence import SparseSequential
-from tests.engine.networks import MLP, make_sequence, needs_kernels
+from tests.engine.networks import MLP, make_input, make_sequence, needs_kernels
 from tests.engine.test_sequence import runs
 from tests.helpers import equal_state, make_model, shuffle_masks
 
@@ -79,6 +80,20 @@ def test_a_real_measurement_leaves_nothing_behind(auto_engine):
     assert th.equal(state, th.get_rng_state())
     assert all(parameter.grad is None for parameter in sequence.parameters())
     assert all(th.equal(own, other) for own, other in zip(before, sequence.parameters(), strict=True))
+
+
+@needs_kernels
+def test_a_measurement_between_backward_and_step_changes_nothing(auto_engine):
+    sequences = [make_sequence(MLP) for _ in range(2)]
+    for index, sequence in enumerate(sequences):
+        optimizer = th.optim.Adam(sequence.parameters(), lr=0.1)
+        SurvivorAdam.adopt(optimizer, [sequence])
+        for _ in range(2):
+            sequence(make_input(MLP)).sum().backward()
+            if index:
+                Crossovers(auto_engine / "file").ratio(sequence, 64)
+            optimizer.step()
+    assert all(th.equal(own, other) for own, other in zip(*(sequence.parameters() for sequence in sequences), strict=True))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"a": "b"}', "\x00\x01"])

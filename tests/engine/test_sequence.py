@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from sb3_sparse.engine import native
+from sb3_sparse.engine.optimizer import SurvivorAdam
 from sb3_sparse.engine.sequence import Ensemble, run_native
 from tests.engine.networks import MLP, Shape, dense, make_input, make_sequence, needs_kernels, shapes
 
@@ -306,6 +307,27 @@ def test_another_dtype_is_said_once(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert th.equal(sequence(x), first)
+
+
+@pytest.mark.parametrize("native_way", [True, False])
+def test_weights_written_to_between_the_passes_are_refused(native_way):
+    sequence = make_sequence(MLP, engine="native" if native_way else "torch")
+    optimizer = th.optim.Adam(sequence.parameters())
+    if native_way:
+        SurvivorAdam.adopt(optimizer, [sequence])
+    for write in (optimizer.step, lambda: sequence[2].weight.mul_(2)):
+        sequence(make_input(MLP)).sum().backward()
+        loss = sequence(make_input(MLP)).sum()
+        with th.no_grad():
+            write()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        optimizer.zero_grad()
+    # The first layer's weight is not needed again
+    loss = sequence(make_input(MLP)).sum()
+    with th.no_grad():
+        sequence[0].weight.mul_(2)
+    loss.backward()
 
 
 def test_ensemble(monkeypatch):

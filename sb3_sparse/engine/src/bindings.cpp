@@ -39,26 +39,40 @@ struct Mirror {
         network = std::make_shared<Network<T>>(layers);
     }
 
-    void gather(size_t l, bool gradient, const T* weight, const T* bias) {
+    void gather(size_t l, const T* weight, const T* bias, std::vector<T>& to) const {
         const Layer<T>& layer = network->layers()[l];
-        T* to = (gradient ? network->gradient : network->values).data();
-        if (weight != nullptr) {
-            T* values = to + layer.values;
-            for (size_t i = 0; i < layer.n_values(); ++i) values[i] = weight[layer.position[i]];
-            if (!gradient) network->touch();
-        }
-        if (bias != nullptr) std::copy(bias, bias + layer.n_outputs, to + layer.bias);
+        if (weight != nullptr)
+            for (size_t i = 0; i < layer.n_values(); ++i) to[layer.values + i] = weight[layer.position[i]];
+        if (bias != nullptr) std::copy(bias, bias + layer.n_outputs, to.data() + layer.bias);
     }
     void scatter(size_t l, const std::vector<T>& from, T* weight, T* bias) const {
         const Layer<T>& layer = network->layers()[l];
-        const T* values = from.data() + layer.values;
-        if (weight != nullptr)
-            for (size_t i = 0; i < layer.n_values(); ++i) weight[layer.position[i]] = values[i];
-        if (bias != nullptr && layer.has_bias) std::copy_n(from.data() + layer.bias, layer.n_outputs, bias);
+        for (size_t i = 0; i < layer.n_values(); ++i) weight[layer.position[i]] = from[layer.values + i];
+        if (bias != nullptr) std::copy_n(from.data() + layer.bias, layer.n_outputs, bias);
     }
-    void gather_weight(size_t l) { gather(l, false, weights[l], nullptr); }
+    // visit(layer, weight, bias or null) for dense tensors as `parameters()` lists them: a weight, and its bias if there is one
+    template <class Visit>
+    void each(const std::vector<Address>& dense, const Visit& visit) const {
+        size_t i = 0, expected = 0;
+        for (const Layer<T>& layer : network->layers()) expected += layer.has_bias ? 2 : 1;
+        if (dense.size() != expected) throw py::value_error("one tensor for each parameter is needed");
+        for (size_t l = 0; l < network->layers().size(); ++l) {
+            T* weight = at<T>(dense[i++]);
+            visit(l, weight, network->layers()[l].has_bias ? at<T>(dense[i++]) : nullptr);
+        }
+    }
+    void gather_all(const std::vector<Address>& from, std::vector<T>& to) const {
+        each(from, [&](size_t l, const T* weight, const T* bias) { gather(l, weight, bias, to); });
+    }
+    void scatter_all(const std::vector<T>& from, const std::vector<Address>& to) const {
+        each(to, [&](size_t l, T* weight, T* bias) { scatter(l, from, weight, bias); });
+    }
+    void gather_weight(size_t l) {
+        gather(l, weights.at(l), nullptr, network->values);
+        network->touch();
+    }
     void gather_biases() {
-        for (size_t l = 0; l < biases.size(); ++l) gather(l, false, nullptr, biases[l]);
+        for (size_t l = 0; l < biases.size(); ++l) gather(l, nullptr, biases[l], network->values);
     }
     std::vector<T>& moments(bool second) { return second ? network->square : network->mean; }
     // A view of one of the network's arrays, which live as long as it does
@@ -70,8 +84,8 @@ struct Mirror {
         network->touch();
         for (size_t l = 0; l < weights.size(); ++l) scatter(l, network->values, weights[l], biases[l]);
     }
-    std::pair<T*, size_t> slice(size_t l) {
-        const Layer<T>& layer = network->layers()[l];
+    std::pair<T*, size_t> slice(size_t l) const {
+        const Layer<T>& layer = network->layers().at(l);
         return {network->values.data() + layer.values, layer.n_values()};
     }
 };
@@ -120,24 +134,14 @@ void bind(py::module_& module, const std::string& suffix) {
     py::class_<Tape<T>, std::shared_ptr<Tape<T>>>(module, ("Tape" + suffix).c_str());
     py::class_<M>(module, ("Network" + suffix).c_str())
         .def(py::init<const std::vector<std::tuple<Address, int, int, int>>&, const std::vector<std::pair<Address, Address>>&>())
-        .def("n_values", [](const M& m, size_t l) { return m.network->layers().at(l).n_values(); })
         .def("gather_weight", &M::gather_weight, NoGil())
-        .def("gather_gradient",
-             [](M& m, size_t l, Address weight, Address bias) { m.gather(l, true, at<const T>(weight), at<const T>(bias)); }, NoGil())
-        .def("scatter_gradient",
-             [](const M& m, size_t l, Address weight, Address bias) {
-                 m.scatter(l, m.network->gradient, at<T>(weight), at<T>(bias));
-             }, NoGil())
-        .def("get_moment",
-             [](M& m, bool second, size_t l, Address weight, Address bias) {
-                 m.scatter(l, m.moments(second), at<T>(weight), at<T>(bias));
-             }, NoGil())
-        .def("set_moment",
-             [](M& m, bool second, size_t l, Address weight, Address bias) {
-                 std::swap(m.network->gradient, m.moments(second));
-                 m.gather(l, true, at<const T>(weight), at<const T>(bias));
-                 std::swap(m.network->gradient, m.moments(second));
-             }, NoGil())
+        .def("gather_gradients", [](M& m, const std::vector<Address>& dense) { m.gather_all(dense, m.network->gradient); }, NoGil())
+        .def("scatter_gradients",
+             [](const M& m, const std::vector<Address>& dense) { m.scatter_all(m.network->gradient, dense); }, NoGil())
+        .def("gather_moments",
+             [](M& m, bool second, const std::vector<Address>& dense) { m.gather_all(dense, m.moments(second)); }, NoGil())
+        .def("scatter_moments",
+             [](M& m, bool second, const std::vector<Address>& dense) { m.scatter_all(m.moments(second), dense); }, NoGil())
         .def("roots", [](py::object self) {
             Network<T>& network = *self.cast<M&>().network;
             return py::make_tuple(M::view(network.square, self), M::view(network.root, self));
@@ -145,6 +149,7 @@ void bind(py::module_& module, const std::string& suffix) {
         .def("adam_moments",
              [](M& m, double beta1, double beta2, double weight_decay) {
                  Network<T>& network = *m.network;
+                 m.gather_biases();
                  kernels<T>()->adam_moments(network.size(), {1 - beta1, beta2, 1 - beta2, 0, 0, 0, weight_decay}, network.values.data(),
                                             network.gradient.data(), network.mean.data(), network.square.data());
              }, NoGil())
@@ -152,22 +157,16 @@ void bind(py::module_& module, const std::string& suffix) {
              [](M& m, double step_size, double bias_correction2_sqrt, double epsilon) {
                  m.adam_values({0, 0, 0, -step_size, bias_correction2_sqrt, epsilon, 0});
              }, NoGil())
-        .def("scale",
-             [](M& m, size_t l, double keep) {
-                 const auto [values, n] = m.slice(l);
-                 kernels<T>()->scale(n, keep, values);
-                 m.network->touch();
-                 m.scatter(l, m.network->values, m.weights[l], nullptr);
-             }, NoGil())
-        .def("add",
-             [](M& m, size_t l, double tau, M& online, size_t online_layer) {
-                 const auto [values, n] = m.slice(l);
-                 const auto [other, n_other] = online.slice(online_layer);
-                 if (n != n_other) throw py::value_error("the two layers differ");
-                 kernels<T>()->add(n, tau, other, values);
-                 m.network->touch();
-                 m.scatter(l, m.network->values, m.weights[l], nullptr);
-             });
+        // values = keep * values + tau * others, each rounded as torch's mul_ and add do
+        .def("average", [](M& m, size_t l, double keep, double tau, const M& online, size_t online_layer) {
+            const auto [values, n] = m.slice(l);
+            const auto [other, n_other] = online.slice(online_layer);
+            if (n != n_other) throw py::value_error("the two layers differ");
+            kernels<T>()->scale(n, keep, values);
+            kernels<T>()->add(n, tau, other, values);
+            m.network->touch();
+            m.scatter(l, m.network->values, m.weights[l], nullptr);
+        }, NoGil());
     module.def("forward", &forward<T>);
     module.def("backward", &backward<T>);
 }
