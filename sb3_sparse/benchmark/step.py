@@ -135,18 +135,23 @@ def breakdown(model: OffPolicyAlgorithm, batch: int, steps: int = 100) -> dict[s
     :param model: A model that has trained before.
     :param batch: Samples per gradient step.
     :param steps: Gradient steps to look at.
-    :return: Microseconds per gradient step: in native kernels, optimizer steps, target updates, sampling, and everything
-        else (torch's operations, autograd and Python). Watching costs time too: the sum is more than an unwatched step.
+    :return: Microseconds per gradient step: in native kernels, in bringing survivors from and to dense tensors, optimizer
+        steps and target updates without that, sampling, and everything else (torch's operations, autograd and Python).
+        Watching costs time too: the sum is more than an unwatched step.
     """
-    spent = {"kernels": 0.0, "Adam": 0.0, "Polyak": 0.0, "sampling": 0.0}
+    spent = {"kernels": 0.0, "dense copies": 0.0, "Adam": 0.0, "Polyak": 0.0, "sampling": 0.0}
+    inner = [0.0]  # seconds spent in watched calls within each call that is being watched
 
     def watch(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def watched(*args: Any, **kwargs: Any) -> Any:
+            inner.append(0.0)
             start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                spent[part] += time.perf_counter() - start
+                whole = time.perf_counter() - start
+                spent[part] += whole - inner.pop()
+                inner[-1] += whole
 
         return watched
 
@@ -158,6 +163,9 @@ def breakdown(model: OffPolicyAlgorithm, batch: int, steps: int = 100) -> dict[s
         if native.available():
             for name in ("forward", "backward"):
                 stack.enter_context(patch.object(native.module, name, watch("kernels", getattr(native.module, name))))
+            network = native.module.Network
+            for name in ("gather_weight", "scatter_weight", "scatter_values", "gather_gradients", "scatter_gradients"):
+                stack.enter_context(patch.object(network, name, watch("dense copies", getattr(network, name))))
         for owner in owners:
             stack.enter_context(patch.object(owner.optimizer, "step", watch("Adam", owner.optimizer.step)))
         stack.enter_context(patch.object(module, "polyak_update", watch("Polyak", module.polyak_update)))

@@ -189,6 +189,7 @@ class SurvivorAdam(Adam):
         mirror.network.adam_moments(beta1, beta2, options["weight_decay"])
         th.sqrt(mirror.square, out=mirror.root)
         mirror.network.adam_values(options["lr"] / bias_correction1, math.sqrt(bias_correction2), options["eps"])
+        mirror.network.scatter_values()
         mirror.wrote_values()
         self.__dict__["_held"][mirror] = n_steps
         return True

@@ -159,5 +159,6 @@ def _average_survivors(target: Any, online: Any, *others: Any, alpha: Any = 1, o
     assert to.mirror is not None
     assert source.mirror is not None
     to.mirror.network.average(to.place, target.factor, alpha, source.mirror.network, source.place)
+    to.mirror.network.scatter_weight(to.place)
     target.factor = None
     return True

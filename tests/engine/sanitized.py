@@ -62,8 +62,10 @@ def one(native: Any, rng: np.random.Generator, kind: str, dtype: type) -> None:
     square, root = networks[0].roots()
     np.sqrt(square, out=root)
     networks[0].adam_values(1e-3, 0.5, 1e-8)
+    networks[0].scatter_values()
     for layer in range(n_layers):
         networks[1].average(layer, 0.995, 0.005, networks[0], layer)
+        networks[1].scatter_weight(layer)
     assert all(np.isfinite(weight).all() and not weight[~mask].any() for weight, mask in zip(weights, masks, strict=True))
 
 

@@ -82,6 +82,9 @@ struct Mirror {
     void adam_values(const AdamStep& step) {
         kernels<T>()->adam_values(network->size(), step, network->mean.data(), network->root.data(), network->values.data());
         network->touch();
+    }
+    void scatter_weight(size_t l) { scatter(l, network->values, weights.at(l), nullptr); }
+    void scatter_values() {
         for (size_t l = 0; l < weights.size(); ++l) scatter(l, network->values, weights[l], biases[l]);
     }
     std::pair<T*, size_t> slice(size_t l) const {
@@ -135,6 +138,8 @@ void bind(py::module_& module, const std::string& suffix) {
     py::class_<M>(module, ("Network" + suffix).c_str())
         .def(py::init<const std::vector<std::tuple<Address, int, int, int>>&, const std::vector<std::pair<Address, Address>>&>())
         .def("gather_weight", &M::gather_weight, NoGil())
+        .def("scatter_weight", &M::scatter_weight, NoGil())
+        .def("scatter_values", &M::scatter_values, NoGil())
         .def("gather_gradients", [](M& m, const std::vector<Address>& dense) { m.gather_all(dense, m.network->gradient); }, NoGil())
         .def("scatter_gradients",
              [](const M& m, const std::vector<Address>& dense) { m.scatter_all(m.network->gradient, dense); }, NoGil())
@@ -165,7 +170,6 @@ void bind(py::module_& module, const std::string& suffix) {
             kernels<T>()->scale(n, keep, values);
             kernels<T>()->add(n, tau, other, values);
             m.network->touch();
-            m.scatter(l, m.network->values, m.weights[l], nullptr);
         }, NoGil());
     module.def("forward", &forward<T>);
     module.def("backward", &backward<T>);
