@@ -74,9 +74,11 @@ def _replayed(model: Any, n_samples: int) -> Observations | None:
     rows = np.linspace(0, buffer.size() - 1, n_rows).astype(np.int64)
     stored: Any = buffer.observations
     normalized = buffer._normalize_obs(_slice(stored, rows), model.get_vec_normalize_env())
+    space = model.observation_space
     if isinstance(normalized, dict):
-        return {key: part.reshape(-1, *part.shape[2:]) for key, part in normalized.items()}
-    return normalized.reshape(-1, *normalized.shape[2:])
+        return {key: part.reshape(-1, *space[key].shape) for key, part in normalized.items()}
+    # As environments give them: a buffer stores a discrete observation as a vector of one
+    return normalized.reshape(-1, *space.shape)
 
 
 def _rolled_out(model: Any, n_samples: int) -> Observations | None:

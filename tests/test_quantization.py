@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from gymnasium import spaces
 from rl_zoo3.utils import get_callback_list
 from sb3_contrib import QRDQN, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
@@ -534,6 +535,36 @@ def test_several_environments_and_dicts():
     model = sparse_model(PPO, "MultiInput", env=DummyVecEnv([lambda: RandomEnv("MultiInput")] * 2))
     assert_agrees_with_the_integers(quantize(model, n_samples=10))
     assert_agrees_with_the_integers(quantize(model, data=observations(model)))
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "space"),
+    [
+        ("Mlp", spaces.Discrete(5)),
+        ("Mlp", spaces.MultiDiscrete([3, 4])),
+        ("Mlp", spaces.MultiBinary((2, 3))),
+        ("Mlp", spaces.Box(-2, 1, (3, 4), np.float32)),
+        (
+            "MultiInput",
+            spaces.Dict(number=spaces.Discrete(4), numbers=spaces.MultiDiscrete([2, 3]), box=spaces.Box(-2, 1, (3,))),
+        ),
+    ],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary", "Box", "Dict"],
+)
+def test_calibration_from_the_replay_buffer_with_any_observations(kind, space, n_envs):
+    def make_env():
+        env = RandomEnv(kind, discrete=True)
+        env.observation_space = copy.deepcopy(space)
+        return env
+
+    model = sparse_model(DQN, kind, env=DummyVecEnv([make_env] * n_envs))
+    model.learn(60)
+    quantized = quantize(model, n_samples=40)
+    quantizer = quantized_layers(quantized)["q_net.q_net.0"].quantizer
+    has_box = kind == "MultiInput" or isinstance(space, spaces.Box)
+    assert (float(quantizer.low) < -1.5, float(quantizer.high) > 0.7) == (has_box, True)
+    assert_agrees_with_the_integers(quantized)
 
 
 def test_a_saved_model_is_quantized_with_data_alone(tmp_path):
