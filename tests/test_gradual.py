@@ -182,6 +182,17 @@ def test_n_of_m_goes_through_every_k_of_m():
     assert met == [112 + 48, 96 + 36, 64 + 36, 64 + 24, 32 + 24, 32 + 12]
 
 
+@pytest.mark.parametrize(("pattern", "sparsity"), [("block:2x2", 0.92), ("block:2x4", 0.88), ("3:4", None), ("2:3", None)])
+def test_the_end_is_the_final_plan_on_ragged_widths(pattern, sparsity):
+    # 7 inputs, 9 and 7 units, 3 outputs: edges of every kind
+    kwargs = dict(pattern=pattern, net_arch=[9, 7])
+    model = step_by_step(DQN, policy_kwargs=kwargs)
+    model.learn(60, callback=GradualPruning(sparsity, 0.4, 0.8, updates=5))
+    planned = make_model(DQN, policy_kwargs=kwargs | dict(sparsity=sparsity)).policy.sparsifier.plan
+    for name, layer in model.policy.sparsifier.layers.items():
+        assert planned[name].pattern.budget_of(layer.weight_mask) == planned[name].budget, name
+
+
 @given(st.sampled_from([Unstructured(), NofM(2, 4), Block(2, 3)]), st.integers(0, 10**6), st.booleans())
 def test_layers_never_regrow_whatever_the_weights(pattern, seed, broken):
     generator = th.Generator().manual_seed(seed)
