@@ -135,6 +135,15 @@ def test_dense_zip_into_sparse_policy(algorithm, tmp_path, monkeypatch):
         model.learn(40)
 
 
+@pytest.mark.parametrize(("pattern", "sparsity"), [("block:2x2", 0.92), ("block:2x4", 0.88), ("2:3", None)])
+def test_dense_parameters_into_ragged_patterns_give_what_was_planned(pattern, sparsity):
+    model = make_model(DQN, policy_kwargs=dict(pattern=pattern, sparsity=sparsity, net_arch=[9, 7]))
+    planned = dict(model.policy.sparsifier.n_planned)
+    model.set_parameters(make_model(DQN, sparse=False, policy_kwargs=dict(net_arch=[9, 7])).get_parameters())
+    assert model.policy.sparsifier.n_planned == planned
+    assert_invariants(model)
+
+
 def test_dense_parameters_in_any_order_and_in_part(tmp_path):
     dense = make_model(TD3, sparse=False, seed=1).learn(48)
     parameters = dense.get_parameters()
