@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,8 @@ class _Choice:
             if count < self.plan[name].info.n_weights
         }
         if not distribution:
-            return SparsityConfig(0.0, None, config.pattern, config.dense_layers, mask_seed=config.mask_seed)
-        return SparsityConfig(None, distribution, config.pattern, config.dense_layers, mask_seed=config.mask_seed)
+            return replace(config, sparsity=0.0, distribution=None)
+        return replace(config, sparsity=None, distribution=distribution)
 
 
 def _make_config(
@@ -214,7 +215,7 @@ def _make_config(
             '`distribution`, `pattern`="N:M", or `masks`'
         )
     dense_layers = own.dense_layers if dense_layers is None else dense_layers
-    return SparsityConfig(sparsity, distribution, pattern, dense_layers, mask_seed=own.mask_seed)
+    return replace(own, sparsity=sparsity, distribution=distribution, pattern=pattern, dense_layers=dense_layers)
 
 
 def sparsify(

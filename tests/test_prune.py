@@ -170,6 +170,14 @@ def test_one_network_and_sparser_again():
         assert_invariants(one)
 
 
+def test_a_sparse_model_keeps_what_it_was_not_asked_to_change():
+    own = dict(engine="torch", initial_mask="magnitude", mask_seed=7, dense_layers=["last"])
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.3) | own)
+    masks = {"actor.mu.0": model.policy.sparsifier.masks()["actor.mu.0"] & th.eye(16, 7).bool()}
+    for pruned in (sparsify(model, 0.6), sparsify(model, 0.6, scope="global"), sparsify(model, masks=masks)):
+        assert own.items() <= pruned.policy_kwargs.items()
+
+
 def test_equal_weights_that_exist_do_not_lose_to_pruned_ones():
     model = make_model(DQN, policy_kwargs=dict(sparsity=0.5))
     with th.no_grad():

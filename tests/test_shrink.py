@@ -11,7 +11,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 
-from sb3_sparse import shrink, sparse_policy, sparsify, sparsity_report, to_stock
+from sb3_sparse import GradualPruning, shrink, sparse_policy, sparsify, sparsity_report, to_stock
 from sb3_sparse.shrink import NarrowNatureCNN
 from sb3_sparse.units import Copy, Hidden, dead_units, find_hidden
 from tests.helpers import DISCRETE, SUPPORTED, SUPPORTED_IDS, RandomEnv, assert_invariants, make_model
@@ -282,6 +282,23 @@ def test_patterns_are_given_up():
     # Nothing died: nothing changes
     whole = shrink(make_model(DQN, policy_kwargs=dict(pattern="2:4", dense_layers="last")))
     assert whole.policy.sparsity_config.pattern == "2:4"
+
+
+def test_what_does_not_depend_on_widths_is_kept():
+    own = dict(engine="torch", initial_mask="magnitude", mask_seed=7)
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.0, dense_layers=["first", "*.4"]) | own)
+    masks = model.policy.sparsifier.masks()
+    for name in ("actor.mu.2", "critic.qf0.2"):
+        masks[name][:, :5] = False
+    model.policy.sparsifier.set_masks(masks, replan=True)
+    small = shrink(model)
+    assert own.items() <= small.policy_kwargs.items()
+    # One of the twins lost units, and is filled up with zeros: it cannot be dense
+    assert small.policy_kwargs["dense_layers"] == ["actor.mu.0", "actor.mu.4", "critic.qf1.0", "critic.qf0.4", "critic.qf1.4"]
+    assert same_outputs(model, small)
+    small.learn(60, callback=GradualPruning({"actor": 0.5}, 0.4, 0.8, updates=3))
+    assert small.policy.sparsifier.layers["actor.mu.0"].mask_values is None
+    assert "dense_layers" not in shrink(make_model(TD3, policy_kwargs=dict(sparsity=0.95))).policy_kwargs
 
 
 def test_a_network_that_lost_everything():
