@@ -71,7 +71,7 @@ def _is_image_layer(policy: SparsePolicyMixin, name: str) -> bool:
         policy.normalize_images
         and is_image_space(space)
         and isinstance(policy.get_submodule(name), SparseConv2d)
-        and any(type(owner) is NatureCNN for owner in owners)
+        and any(isinstance(owner, NatureCNN) and type(owner).forward is NatureCNN.forward for owner in owners)
     )
 
 

@@ -28,6 +28,7 @@ from sb3_sparse import (
     integer_arithmetic,
     integer_forward,
     quantize,
+    shrink,
     sparse_policy,
     sparsity_report,
     to_stock,
@@ -170,6 +171,20 @@ def test_images_are_read_without_loss(algorithm, share):
     pixels = observations(model)
     scaled = model.policy.obs_to_tensor(pixels)[0].float() / 255.0
     assert np.array_equal(integer_layer(layer).quantize_input(scaled.numpy()), pixels)
+
+
+def test_images_are_read_without_loss_by_shrunk_networks_too():
+    model = sparse_model(DQN, "Cnn")
+    masks = model.policy.sparsifier.masks()
+    name = next(name for name in masks if name.endswith("cnn.0"))
+    masks[name][:5] = False
+    model.policy.sparsifier.set_masks(masks, replan=True)
+    small = shrink(model)
+    assert sparse_policy(small).sparsifier.layers[name].out_channels == 27
+    dark = observations(model) // 2
+    layer = quantized_layers(quantize(small, data=dark))[name]
+    scaled = model.policy.obs_to_tensor(dark)[0].float() / 255.0
+    assert np.array_equal(integer_layer(layer).quantize_input(scaled.numpy()), dark)
 
 
 def test_default_networks_are_those_that_choose_actions():
