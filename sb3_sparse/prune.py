@@ -287,9 +287,7 @@ def sparsify(
     saved.use_policy(target_class, kwargs)
     saved.drop(masks=True, prefix=UPDATER_PREFIX)
     saved.params["policy"] |= {f"{name}{MASK_SUFFIX}": mask.cpu() for name, mask in chosen.items()}
-    if file is None:
-        env, device = (old.get_env() if env is None else env), old.device
-    result: Any = saved.load(type(old), env=env, device=device)
+    result: Any = saved.load_beside(old, env=env) if file is None else saved.load(type(old), env=env, device=device)
     if file is None and isinstance(old, OffPolicyAlgorithm) and replay_buffer != "new":
         if result.n_envs != old.n_envs:
             raise ValueError(

@@ -223,4 +223,4 @@ def shrink(model: Model) -> Model:
         if isinstance(policy, SparsePolicyMixin):
             saved.drop(masks=False, prefix=UPDATER_PREFIX)
             saved.use_policy(type(policy), _sparse_kwargs(policy, saved.params["policy"]))
-    return saved.load(type(model), env=model.get_env(), device=model.device)
+    return saved.load_beside(model)

@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
-from sb3_sparse import sparse_policy, to_stock
+from sb3_sparse import quantize, shrink, sparse_policy, sparsify, to_stock
 from sb3_sparse.policies import SparseTD3Policy
 from tests.helpers import (
     ALGORITHMS,
@@ -108,6 +108,26 @@ def test_to_stock(algorithm, kind, tmp_path):
     with zipfile.ZipFile(tmp_path / "stock.zip") as file:
         assert b"sparse" not in file.read("data").lower()
     stock.learn(24)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [to_stock, shrink, lambda model: quantize(model, data=OBSERVATIONS), lambda model: sparsify(model, 0.9)],
+    ids=["to_stock", "shrink", "quantize", "sparsify"],
+)
+@pytest.mark.parametrize("algorithm", [SAC, PPO])
+def test_conversions_leave_the_old_model_to_train_on_as_it_would_have(algorithm, convert):
+    models = []
+    for converted in (False, True):
+        model = make_model(algorithm, policy_kwargs=dict(sparsity=0.7)).learn(40)
+        if converted:
+            new = convert(model)
+            assert new.seed == model.seed == 0
+            assert new.num_timesteps == model.num_timesteps
+            # Nor does the new one meet the very episodes again
+            assert model.get_env()._seeds == [None]
+        models.append(model.learn(40, reset_num_timesteps=False))
+    assert equal_state(*models)
 
 
 def test_to_stock_refuses_dense_models():
