@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_sparse.checks import require_integer
+from sb3_sparse.environments import require_packages
 from sb3_sparse.loading import find_model_file, load_model
 from sb3_sparse.prune import sparsify
 
@@ -82,8 +85,9 @@ def make_training_env(run: ZooRun, env_id: str, n_envs: int, seed: int | None) -
     :param seed: Their seed.
     :return: The environment.
     :raises ValueError: For an environment that is not registered or cannot be made.
-    :raises ImportError: If rl-zoo3's wrappers are wanted and rl-zoo3 is missing.
+    :raises ImportError: If a package is missing that the environment needs, or rl-zoo3 whose wrappers are wanted.
     """
+    require_packages(env_id)
     _register_environments()
     if env_id not in gym.registry:
         raise ValueError(f"`--env` {env_id!r} is not a registered environment; install the package that brings it")
@@ -104,10 +108,8 @@ def make_training_env(run: ZooRun, env_id: str, n_envs: int, seed: int | None) -
 
 def _register_environments() -> None:
     for module in ("rl_zoo3.import_envs", "ale_py"):
-        try:
-            __import__(module)
-        except ImportError:
-            continue
+        with suppress(ImportError):
+            import_module(module)
 
 
 def _wrapper(config: Mapping[str, Any], key: str) -> Any:
