@@ -137,10 +137,15 @@ def check_finetuning(model: BaseAlgorithm, n_steps: int, *, n_stored: int = 0) -
     n_fill = max(model.learning_starts - n_stored, 0)
     if n_fill >= n_steps:
         raise ValueError(
-            f"`--finetune` {n_steps} is too short: the model's replay buffer is not in its file, and the first {n_fill} steps "
-            f"(`learning_starts`) only fill a new one. Give more than {n_fill}"
+            f"`--finetune` {n_steps} is too short: the replay buffer, which is not in the model's file, holds {n_stored} "
+            f"transitions, and the first {n_fill} steps (`learning_starts`) only fill it. Give more than {n_fill}"
         )
     return n_fill
+
+
+def _n_stored(model: OffPolicyAlgorithm) -> int:
+    assert model.replay_buffer is not None
+    return model.replay_buffer.size() * model.n_envs
 
 
 def finetune(model: BaseAlgorithm, n_steps: int) -> None:
@@ -155,8 +160,7 @@ def finetune(model: BaseAlgorithm, n_steps: int) -> None:
     """
     n_fill = 0
     if isinstance(model, OffPolicyAlgorithm):
-        assert model.replay_buffer is not None
-        n_fill = check_finetuning(model, n_steps, n_stored=model.replay_buffer.size() * model.n_envs)
+        n_fill = check_finetuning(model, n_steps, n_stored=_n_stored(model))
         if n_fill:
             gradient_steps, model.gradient_steps = model.gradient_steps, 0
             try:
@@ -251,10 +255,11 @@ def prune_file(
         )
     old = load_model(file, algorithm)
     if run.replay_buffer is None:
-        check_finetuning(old, finetune_steps)
+        check_finetuning(old, finetune_steps)  # before anything is made
     model = sparsify(file, sparsity, env=make_training_env(run, env_id, old.n_envs, seed), **kwargs)
     if isinstance(model, OffPolicyAlgorithm) and run.replay_buffer is not None:
         model.load_replay_buffer(run.replay_buffer)
+        check_finetuning(model, finetune_steps, n_stored=_n_stored(model))
     save_atomically(model, target)
     if seed is not None:
         model.set_random_seed(seed)

@@ -434,6 +434,15 @@ def test_finetuning_in_rl_zoo3s_folder(tmp_path, monkeypatch, capsys):
     assert SAC.load(tmp_path / "small.zip").num_timesteps == dense.num_timesteps + 10
 
 
+def test_a_saved_replay_buffer_that_is_too_short_is_noticed_before_anything_is_written(tmp_path):
+    dense, _ = zoo_folder(tmp_path)
+    dense.replay_buffer.reset()
+    dense.save_replay_buffer(tmp_path / "replay_buffer.pkl")
+    with pytest.raises(SystemExit, match=r"`--finetune` 10 is too short: .* holds 0 transitions, and the first 20 steps"):
+        main(["prune", str(tmp_path), "--sparsity", "0.8", "--finetune", "10", "-o", str(tmp_path / "small.zip")])
+    assert not (tmp_path / "small.zip").exists()
+
+
 def test_zoo_folders_are_read_with_their_wrappers(tmp_path):
     folder = tmp_path / "CartPole-v1"
     folder.mkdir()
