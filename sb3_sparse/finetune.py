@@ -49,27 +49,32 @@ def find_zoo_run(file: Path) -> ZooRun:
     :param file: The model's zip.
     :return: What is known; nothing of a model that was made otherwise.
     :raises FileNotFoundError: If observations were normalised and the statistics are missing.
+    :raises ValueError: If there are several such folders.
     """
-    folders = [path.parent for path in sorted(file.parent.glob("*/config.yml"))] or [file.parent]
-    folder = folders[0]
-    config = _read(folder / "config.yml")
-    arguments = _read(folder / "args.yml")
-    statistics: Path | None = folder / "vecnormalize.pkl"
-    assert statistics is not None
-    if not statistics.is_file():
-        if config.get("normalize"):
-            raise FileNotFoundError(
-                f"{folder}/config.yml says that the agent saw normalised observations, but {statistics} is missing"
-            )
-        statistics = None
-    buffer = file.parent / "replay_buffer.pkl"
+    # Both files: a config.yml alone is anybody's
+    found = [*sorted(file.parent.glob("*/args.yml")), file.parent / "args.yml"]
+    folders = [path.parent for path in found if path.is_file() and path.with_name("config.yml").is_file()]
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise ValueError(f"beside {file} are several folders of rl-zoo3 ({names}): put the model beside its own alone")
+    folder = folders[0] if folders else file.parent
+    statistics, buffer = folder / "vecnormalize.pkl", file.with_name("replay_buffer.pkl")
+    known: dict[str, Any] = {
+        "statistics": statistics if statistics.is_file() else None,
+        "replay_buffer": buffer if buffer.is_file() else None,
+    }
+    if not folders:
+        return ZooRun(**known)
+    config, arguments = _read(folder / "config.yml"), _read(folder / "args.yml")
+    if config.get("normalize") and known["statistics"] is None:
+        raise FileNotFoundError(
+            f"{folder}/config.yml says that the agent saw normalised observations, but {statistics} is missing"
+        )
     env_kwargs = arguments.get("env_kwargs") or config.get("env_kwargs") or {}
-    return ZooRun(arguments.get("env"), dict(env_kwargs), config, statistics, buffer if buffer.is_file() else None)
+    return ZooRun(arguments.get("env"), dict(env_kwargs), config, **known)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
     with file.open() as stream:
         return dict(yaml.load(stream, Loader=yaml.UnsafeLoader))
 
@@ -177,7 +182,7 @@ def save_atomically(model: BaseAlgorithm, file: Path) -> None:
     :param model: The model.
     :param file: Where to.
     """
-    partial = file.with_name(f".{file.stem}.partial.zip")
+    partial = file.with_name(f".{file.stem}.partial-{os.getpid()}.zip")
     try:
         model.save(partial)
         os.replace(partial, file)

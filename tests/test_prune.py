@@ -16,7 +16,7 @@ from stable_baselines3.td3.policies import TD3Policy
 import sb3_sparse.finetune
 from sb3_sparse import GradualPruning, SparsePolicyMixin, sparse_policy, sparsify, to_stock
 from sb3_sparse.cli import main
-from sb3_sparse.finetune import find_zoo_run, finetune
+from sb3_sparse.finetune import ZooRun, find_zoo_run, finetune
 from sb3_sparse.loading import find_algorithm
 from sb3_sparse.moments import moments_of
 from tests.helpers import (
@@ -456,6 +456,19 @@ def test_zoo_folders_are_read_with_their_wrappers(tmp_path):
     assert env.num_envs == 2
     assert env.observation_space.shape == (12,)
     assert env.get_attr("_max_episode_steps") == [5, 5]
+
+
+def test_which_zoo_folder_is_the_models_must_be_clear(tmp_path):
+    (tmp_path / "another_program").mkdir()
+    for folder in (tmp_path, tmp_path / "another_program"):
+        (folder / "config.yml").write_text("frame_stack: 4\nnormalize: true\n")
+    assert find_zoo_run(tmp_path / "model.zip") == ZooRun()
+    for name in ("CartPole-v1", "Pendulum-v1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yml").write_text("{}")
+        (tmp_path / name / "args.yml").write_text(f"env: {name}")
+    with pytest.raises(ValueError, match=r"beside .*model.zip are several folders of rl-zoo3 \(CartPole-v1, Pendulum-v1\)"):
+        find_zoo_run(tmp_path / "model.zip")
 
 
 def _as_pairs(config):
