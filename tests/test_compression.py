@@ -213,6 +213,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         (lambda lines: [], r"has the columns \(none\)"),
         (lambda lines: [lines[0], lines[1].replace("1.5", "much")], "line 2: could not convert string to float: 'much'"),
         (lambda lines: [lines[0], "dqn,CartPole-v1"], "line 2"),
+        (lambda lines: [lines[0], lines[1] + ",7,8"], "line 2: it has 2 values too many"),
         (lambda lines: [lines[0], lines[1].replace("pruned", "prunned")], "line 2: `variant` must be one of dense, pruned"),
         (lambda lines: [lines[0], lines[1].replace("0.9", "90")], r"line 2: `sparsity` must be in \[0, 1\), got 90"),
         (lambda lines: [*lines, lines[1]], "line 3: there is another row of the same agent"),

@@ -340,7 +340,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
         main(["prune", str(file), "--sparsity", "0.5"])
     with pytest.raises(SystemExit, match="there is no folder"):
         main(["prune", str(file), "--sparsity", "0.5", "-o", str(tmp_path / "none" / "x.zip")])
-    for bad in (["1.5"], ["many"], ["0.5", "0.6"], ["actor=0.5", "0.6"]):
+    for bad in (["1.5"], ["many"], ["0.5", "0.6"], ["actor=0.5", "0.6"], ["q_net=0.5", "q_net=0.6"]):
         with pytest.raises(SystemExit, match=r"`(--)?sparsity`"):
             main(["prune", str(file), "--sparsity", *bad, "-o", str(tmp_path / "new.zip")])
     assert file.read_bytes() == content
