@@ -22,15 +22,6 @@ from sb3_sparse.units import dead_units, find_hidden
 BYTES_PER_VALUE = 4  # fp32
 
 
-def weight_bits(layer: nn.Module) -> int:
-    """
-    :param layer: A layer.
-    :return: Bits that each value of its weight takes when it is packed: its attribute ``weight_bits`` if it has one (a
-        quantized layer), otherwise 32.
-    """
-    return int(getattr(layer, "weight_bits", 8 * BYTES_PER_VALUE))
-
-
 @dataclass(frozen=True)
 class LayerReport:
     """
@@ -43,7 +34,8 @@ class LayerReport:
     :param weight_bits: Bits per value.
     :param encoding: The plain encoding with the fewest bytes for its values and indices, see :mod:`sb3_sparse.encodings`.
     :param index_bytes: Bytes that say which positions exist, in that encoding.
-    :param scale_bytes: Bytes of a quantized weight's scales, one fp32 number per output.
+    :param scale_bytes: Bytes of a quantized layer's scales: one fp32 number per output, and of quantized inputs one fp32 number
+        and a zero point of as many bits as they have, in whole bytes.
     :param no_inputs: Units (outputs of a hidden layer) that died for want of inputs, also after others died; None where this
         is not known or the layer is no hidden one.
     :param no_outputs: Units that died for want of outputs.
@@ -303,8 +295,16 @@ def _dead(policy: SparsePolicyMixin) -> dict[str, tuple[int, int]]:
     return {name: (dead.no_inputs[name], dead.no_outputs[name]) for name in dead.alive}
 
 
+def _scale_bytes(layer: SparseLayer) -> int:
+    if layer.quantizer is None:
+        return 0
+    input_bits = layer.quantizer.input_bits
+    of_inputs = 0 if input_bits is None else BYTES_PER_VALUE + value_bytes(1, input_bits)
+    return BYTES_PER_VALUE * layer.weight.shape[0] + of_inputs
+
+
 def _layer_report(plan: LayerPlan, layer: SparseLayer, dead: tuple[int, int] | tuple[None, None]) -> LayerReport:
-    bits = weight_bits(layer)
+    bits = layer.weight_bits
     mask = layer.weight_mask.flatten(1).cpu().numpy()
     encoding, index_bytes = smallest_encoding(mask, plan.pattern, bits)
     return LayerReport(
@@ -317,7 +317,7 @@ def _layer_report(plan: LayerPlan, layer: SparseLayer, dead: tuple[int, int] | t
         weight_bits=bits,
         encoding=encoding.name,
         index_bytes=index_bytes,
-        scale_bytes=BYTES_PER_VALUE * mask.shape[0] if bits < 8 * BYTES_PER_VALUE else 0,
+        scale_bytes=_scale_bytes(layer),
         no_inputs=dead[0],
         no_outputs=dead[1],
     )

@@ -143,8 +143,12 @@ def test_quantized_layers_say_their_bits():
     # The compression paper's introduction: 10 % of the weights in 8 bits are 40 times smaller
     assert report.networks["q_net"].papers_ratio == pytest.approx(40, rel=1e-3)
     layer = next(layer for layer in report.layers if layer.name == "q_net.q_net.2")
-    assert layer.scale_bytes == 4 * 64
+    # The scales of 64 outputs, and of the inputs a scale and a zero point of 8 bits
+    assert layer.scale_bytes == 4 * 64 + 4 + 1
     assert layer.packed_bytes == layer.n_active + layer.index_bytes + layer.scale_bytes
+    for input_bits, n_bytes in ((16, 4 + 2), (3, 4 + 1), ("float", 0)):
+        first, *_ = sparsity_report(quantize(model, 4, input_bits=input_bits, data=data)).layers
+        assert first.scale_bytes == 4 * 64 + n_bytes
 
 
 def test_dead_units_are_counted():
