@@ -34,8 +34,8 @@ class LayerReport:
     :param weight_bits: Bits per value.
     :param encoding: The plain encoding with the fewest bytes for its values and indices, see :mod:`sb3_sparse.encodings`.
     :param index_bytes: Bytes that say which positions exist, in that encoding.
-    :param scale_bytes: Bytes of a quantized layer's scales: one fp32 number per output, and of quantized inputs one fp32 number
-        and a zero point of as many bits as they have, in whole bytes.
+    :param scale_bytes: Bytes of a quantized layer's scales: one fp32 number per output, and of quantized inputs one fp32
+        number and a zero point of as many bits as they have, in whole bytes.
     :param no_inputs: Units (outputs of a hidden layer) that died for want of inputs, also after others died; None where this
         is not known or the layer is no hidden one.
     :param no_outputs: Units that died for want of outputs.
