@@ -240,9 +240,21 @@ def test_begin_counts_the_whole_of_a_continued_training():
     assert quantized_layers(model)
 
 
+def fake_quantized(layer, inputs):
+    """Straight-through quantization as a textbook has it: values that exist, and gradients as if they were what went in."""
+    reference = integer_layer(layer)
+    scale, zero_point = float(reference.input_scale), reference.input_zero_point
+    steps = th.round(inputs / scale) + zero_point
+    inside = (steps >= 0) & (steps <= 255)
+    values = (steps.clamp(0, 255) - zero_point) * scale
+    inputs = th.where(inside, inputs + (values - inputs).detach(), values.detach())
+    weight = layer.weight + (layer.quantizer.dequantized(layer.weight) - layer.weight).detach()
+    return th.nn.functional.linear(inputs, weight, layer.bias)
+
+
 def test_a_step_trains_on_the_quantized_loss(monkeypatch):
-    """One DQN step: the gradient is that of the loss with quantized layers, the target's weights have scales of their own."""
-    model = sparse_model(DQN, policy_kwargs=dict(net_arch=[16]), target_update_interval=10**6)
+    """One step of stock DQN: target and gradient are those of quantized layers; the target's weights have their own scales."""
+    model = sparse_model(DQN, policy_kwargs=dict(net_arch=[16]), target_update_interval=10**6, max_grad_norm=1e9)
     model.learn(60, callback=QuantizationAware(begin=0, averaging=0.5))
     layers, targets = sparse_policy(model).sparsifier.layers, sparse_policy(model).sparsifier.targets
     for name, layer in layers.items():
@@ -251,10 +263,39 @@ def test_a_step_trains_on_the_quantized_loss(monkeypatch):
         online, own = integer_layer(layer), integer_layer(target)
         assert (online.input_scale, online.input_zero_point) == (own.input_scale, own.input_zero_point)
         assert not np.array_equal(online.weight_scales, own.weight_scales)
-    shown = th.as_tensor(observations(model))
-    with th.no_grad():
-        hidden = targets["q_net.q_net.0"][0](shown)
-        assert np.array_equal(hidden.numpy(), integer_layer(targets["q_net.q_net.0"][0])(shown.numpy()))
+    # Ranges so narrow that inputs of both layers saturate
+    layers["q_net.q_net.0"].quantizer.set_range(-0.1, 0.1)
+    layers["q_net.q_net.2"].quantizer.set_range(0.0, 0.1)
+    drawn, gradients, weights = [], {}, {}
+    sample = model.replay_buffer.sample
+    monkeypatch.setattr(
+        model.replay_buffer, "sample", lambda *args, **kwargs: drawn.append(sample(*args, **kwargs)) or drawn[0]
+    )
+
+    def keep(*_):
+        for name, layer in layers.items():
+            weights[name], gradients[name] = layer.weight.detach().clone(), layer.weight.grad.clone()
+
+    before = copy.deepcopy(model.policy)
+    model.policy.optimizer.register_step_pre_hook(keep)
+    model.train(gradient_steps=1, batch_size=32)
+
+    def values(first, last, observations):
+        return fake_quantized(last, fake_quantized(first, observations).relu())
+
+    (batch,) = drawn
+    future = values(*(before.sparsifier.targets[name][0] for name in layers), batch.next_observations).max(1).values.detach()
+    for name, layer in before.sparsifier.layers.items():
+        assert th.equal(layer.weight, weights[name])
+        # The online network, which came after the target, saw the ranges that this very batch had moved
+        layer.quantizer.load_state_dict(layers[name].quantizer.state_dict())
+    wanted = batch.rewards.flatten() + (1 - batch.dones.flatten()) * 0.99 * future
+    before.optimizer.zero_grad()
+    found = values(*before.sparsifier.layers.values(), batch.observations).gather(1, batch.actions).flatten()
+    th.nn.functional.smooth_l1_loss(found, wanted).backward()
+    for name, layer in before.sparsifier.layers.items():
+        assert gradients[name].abs().max() > 1e-3
+        assert th.allclose(layer.weight.grad, gradients[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_ranges_follow_training_alone():
