@@ -10,14 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import SET, GradualPruning, sparse_policy
 from sb3_sparse.magnitude import largest_of_layer, largest_of_network
 from sb3_sparse.patterns import Block, NofM, Unstructured
 from sb3_sparse.schedules import gradual
-from tests.helpers import ALGORITHMS, SUPPORTED, SUPPORTED_IDS, equal_state, make_model, start_training, watched
+from tests.helpers import (
+    ALGORITHMS,
+    SUPPORTED,
+    SUPPORTED_IDS,
+    assert_goes_on_exactly,
+    equal_state,
+    make_model,
+    start_training,
+    watched,
+)
 
 
 def dense_model(algorithm, kind="Mlp", **kwargs):
@@ -321,30 +329,11 @@ def test_dense_layers_stay_dense():
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("algorithm", [TD3, SAC, PPO])
 def test_resume_continues_exactly(algorithm, scope, tmp_path):
-    def make():
-        return GradualPruning(0.8, 30, 120, updates=45, scope=scope)
-
+    first, *callbacks = (GradualPruning(0.8, 30, 120, updates=45, scope=scope) for _ in range(3))
     model = dense_model(algorithm)
-    model.learn(64, callback=make())
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
-    assert equal_state(model, loaded)
-    events = []
-    for one in (model, loaded):
-        off_policy = isinstance(one, OffPolicyAlgorithm)
-        buffer = "replay_buffer" if off_policy else "rollout_buffer"
-        setattr(one, buffer, getattr(model, buffer))
-        callback = make()
-        start_training(one, callback, 128)
-        for timestep in (80, 100, 128):
-            one.num_timesteps = timestep
-            callback.on_step()
-            set_random_seed(3)
-            one.train(gradient_steps=8, batch_size=8) if off_policy else one.train()
-        events.append(callback.events)
-        callback.on_training_end()
-    assert events[0] == events[1] != []
-    assert equal_state(model, loaded)
+    model.learn(64, callback=first)
+    assert_goes_on_exactly(model, callbacks, tmp_path, timesteps=(80, 100, 128), total_timesteps=128)
+    assert callbacks[0].events == callbacks[1].events != []
 
 
 def test_continued_learning_is_one_schedule():

@@ -14,9 +14,7 @@ from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_sparse import (
@@ -40,10 +38,11 @@ from tests.helpers import (
     SUPPORTED,
     SUPPORTED_IDS,
     RandomEnv,
+    assert_goes_on_exactly,
     assert_invariants,
     equal_state,
     make_model,
-    start_training,
+    observations,
     watched,
 )
 
@@ -57,15 +56,6 @@ def sparse_model(algorithm, kind="Mlp", **kwargs):
 
 def aware(algorithm, **kwargs):
     return QuantizationAware(**(dict(begin=0.5, exempt_layers=EXEMPT.get(algorithm, ())) | kwargs))
-
-
-def observations(model, n=24):
-    space = model.observation_space
-    space.seed(5)
-    samples = [space.sample() for _ in range(n)]
-    if isinstance(samples[0], dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
-    return np.stack(samples)
 
 
 def quantized_layers(model):
@@ -402,26 +392,13 @@ def test_resume_in_the_middle_continues_exactly(algorithm, kind, tmp_path):
     networks = list(sparse_policy(sparse_model(algorithm, kind)).sparsifier.networks)
     model = sparse_model(algorithm, kind)
     model.learn(48 if kind == "Mlp" else 28, callback=aware(algorithm, networks=networks))
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
-    assert equal_state(model, loaded)
-    assert_invariants(loaded)
+    # Without the callback or with it: what is quantized stays so
+    callbacks = SparsityLogger(), aware(algorithm, networks=networks)
+    loaded = assert_goes_on_exactly(model, callbacks, tmp_path, gradient_steps=2)
     assert set(quantized_layers(loaded)) == set(quantized_layers(model)) != set()
     shown = observations(model)
     assert np.array_equal(network_output(loaded, shown), network_output(model, shown))
     assert_agrees_with_the_integers(loaded)
-    for one in (model, loaded):
-        off_policy = isinstance(one, OffPolicyAlgorithm)
-        buffer = "replay_buffer" if off_policy else "rollout_buffer"
-        setattr(one, buffer, getattr(model, buffer))
-        # With the callback or without it: what is quantized stays so
-        if one is loaded:
-            start_training(one, aware(algorithm, networks=networks), 100)
-        else:
-            start_training(one, SparsityLogger(), 100)
-        set_random_seed(3)
-        one.train(gradient_steps=2, batch_size=8) if off_policy else one.train()
-    assert equal_state(model, loaded)
 
 
 def test_resume_before_it_begins(tmp_path):

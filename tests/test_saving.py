@@ -11,8 +11,6 @@ import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import quantize, shrink, sparse_policy, sparsify, to_stock
 from sb3_sparse.policies import SparseTD3Policy
@@ -23,16 +21,13 @@ from tests.helpers import (
     assert_invariants,
     equal_state,
     make_model,
+    observations,
+    same_actions,
+    save_and_load,
     shuffle_masks,
+    train_on_data_of,
     watched,
 )
-
-OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (20, 7)).astype(np.float32)
-
-
-def same_actions(first, second, *, bits=True):
-    actions = [model.predict(OBSERVATIONS, deterministic=True)[0] for model in (first, second)]
-    return np.array_equal(*actions) if bits else np.allclose(*actions, atol=1e-5)
 
 
 def trained(algorithm, kind="Mlp", **policy_kwargs):
@@ -46,19 +41,10 @@ def trained(algorithm, kind="Mlp", **policy_kwargs):
 @pytest.mark.parametrize(("algorithm", "kind"), SUPPORTED, ids=SUPPORTED_IDS)
 def test_round_trip_and_training_goes_on_as_the_original_would(algorithm, kind, tmp_path, monkeypatch):
     model = trained(algorithm, kind)
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
-    assert equal_state(model, loaded)
-    assert_invariants(loaded)
+    loaded = save_and_load(model, tmp_path)
     for one in (model, loaded):
-        buffer = "replay_buffer" if isinstance(one, OffPolicyAlgorithm) else "rollout_buffer"
-        setattr(one, buffer, getattr(model, buffer))
         one.set_logger(Logger(None, []))
-        set_random_seed(3)
-        if isinstance(one, OffPolicyAlgorithm):
-            one.train(gradient_steps=4, batch_size=8)
-        else:
-            one.train()
+        train_on_data_of(model, one, gradient_steps=4)
         # Masks change from the same generator state, so to the same masks
         name = next(name for name, layer in sparse_policy(one).sparsifier.layers.items() if layer.mask_values is not None)
         plan = sparse_policy(one).sparsifier.plan[name]
@@ -102,8 +88,7 @@ def test_to_stock(algorithm, kind, tmp_path):
     assert type(stock.policy) is type(make_model(algorithm, kind, sparse=False).policy)
     assert equal_state(model, stock, ignore_masks=True)
     assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
-    if kind == "Mlp":
-        assert same_actions(model, stock, bits=False)  # another engine
+    assert same_actions(model, stock, bits=False)  # another engine
     stock.save(tmp_path / "stock.zip")
     with zipfile.ZipFile(tmp_path / "stock.zip") as file:
         assert b"sparse" not in file.read("data").lower()
@@ -112,7 +97,7 @@ def test_to_stock(algorithm, kind, tmp_path):
 
 @pytest.mark.parametrize(
     "convert",
-    [to_stock, shrink, lambda model: quantize(model, data=OBSERVATIONS), lambda model: sparsify(model, 0.9)],
+    [to_stock, shrink, lambda model: quantize(model, data=observations(model)), lambda model: sparsify(model, 0.9)],
     ids=["to_stock", "shrink", "quantize", "sparsify"],
 )
 @pytest.mark.parametrize("algorithm", [SAC, PPO])

@@ -1,6 +1,5 @@
 """Shrinking: the same actions and values from smaller matrices, bit for bit where sums have no rounding."""
 
-import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings
@@ -14,23 +13,15 @@ from torch import nn
 from sb3_sparse import GradualPruning, shrink, sparse_policy, sparsify, sparsity_report, to_stock
 from sb3_sparse.shrink import NarrowNatureCNN
 from sb3_sparse.units import Copy, Hidden, dead_units, find_hidden
-from tests.helpers import DISCRETE, SUPPORTED, SUPPORTED_IDS, RandomEnv, assert_invariants, make_model
+from tests.helpers import DISCRETE, SUPPORTED, SUPPORTED_IDS, RandomEnv, assert_invariants, make_model, observations
 
 SHRINKABLE = [(pair, name) for pair, name in zip(SUPPORTED, SUPPORTED_IDS, strict=True) if pair[0] is not CrossQ]
-
-
-def observations(model, n=12):
-    model.observation_space.seed(0)
-    samples = [model.observation_space.sample() for _ in range(n)]
-    if isinstance(samples[0], dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
-    return np.stack(samples)
 
 
 def outputs(model):
     """Everything the online and target networks compute: actions, values, Q-values of both."""
     policy, found = model.policy, []
-    obs = policy.obs_to_tensor(observations(model))[0]
+    obs = policy.obs_to_tensor(observations(model, 12))[0]
     model.policy.set_training_mode(False)
     with th.no_grad():
         if hasattr(policy, "lstm_hidden_state_shape"):
