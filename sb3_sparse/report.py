@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -90,7 +91,8 @@ class SizeReport:
 
     @property
     def sparsity(self) -> float:
-        return 1 - self.n_active / self.n_weights
+        """0 where nothing can be sparse, as in a shared features extractor of other layers."""
+        return 1 - self.n_active / self.n_weights if self.n_weights else 0.0
 
     @property
     def n_parameters(self) -> int:
@@ -123,7 +125,9 @@ class SizeReport:
         How many times smaller the papers call it (Ivanov et al. 2025): ``(32 / bits) / density`` of the prunable weights,
         indices and all other parameters not counted.
         """
-        return BYTES_PER_VALUE * self.n_weights / self.weight_bytes if self.weight_bytes else float("inf")
+        if not self.n_weights:
+            return 1.0
+        return BYTES_PER_VALUE * self.n_weights / self.weight_bytes if self.weight_bytes else math.inf
 
     @property
     def real_ratio(self) -> float:
@@ -166,7 +170,9 @@ class SparsityReport:
         def size(report: SizeReport) -> dict:
             counts = ("sparsity", "n_parameters", "n_parameters_dense")
             derived = (*counts, "bytes", "bytes_with_indices", "bytes_dense", "papers_ratio", "real_ratio")
-            return {**asdict(report), **{name: getattr(report, name) for name in derived}}
+            values = {**asdict(report), **{name: getattr(report, name) for name in derived}}
+            # JSON knows no infinity, the papers' ratio of a network without a weight
+            return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
         return {
             "algorithm": self.algorithm,
