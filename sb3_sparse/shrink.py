@@ -194,7 +194,7 @@ def shrink(model: Model) -> Model:
     """
     The smaller equivalent of a model: every unit of a hidden layer that has no inputs (its constant output goes into the
     biases of the next layer) or no outputs is removed, until none is left. Actions and values stay the same, to the rounding
-    of sums that are added up in another order.
+    of sums that are added up in another order. (Those of a quantized model change by as much as its scales do.)
 
     Layers shrink to the smallest widths that the policy's ``net_arch`` can express: twin critics get the greater of their
     widths, filled up with zeros. Convolutions of ``NatureCNN`` shrink too (the extractor becomes :class:`NarrowNatureCNN`);

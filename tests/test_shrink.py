@@ -1,5 +1,6 @@
 """Shrinking: the same actions and values from smaller matrices, bit for bit where sums have no rounding."""
 
+import numpy as np
 import pytest
 import torch as th
 from hypothesis import given, settings
@@ -10,7 +11,8 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 
-from sb3_sparse import GradualPruning, shrink, sparse_policy, sparsify, sparsity_report, to_stock
+from sb3_sparse import GradualPruning, integer_forward, quantize, shrink, sparse_policy, sparsify, sparsity_report, to_stock
+from sb3_sparse.integer_policy import network_output
 from sb3_sparse.shrink import NarrowNatureCNN
 from sb3_sparse.units import Copy, Hidden, dead_units, find_hidden
 from tests.helpers import DISCRETE, SUPPORTED, SUPPORTED_IDS, RandomEnv, assert_invariants, make_model, observations
@@ -322,6 +324,21 @@ def test_networks_of_ones_own_are_refused():
     with pytest.raises(NotImplementedError, match="q_net is a MyQNetwork: only networks of stock classes"):
         shrink(model)
     assert {layer.no_inputs for layer in sparsity_report(model).layers} == {None}
+
+
+@pytest.mark.parametrize("algorithm", [DQN, SAC])
+def test_quantized_models_stay_quantized(algorithm):
+    model = make_model(algorithm, policy_kwargs=dict(sparsity=0.3, net_arch=[32, 32], activation_fn=nn.Tanh)).learn(40)
+    cut_units(model, 0.3)
+    shown = observations(model, 200)
+    quantized = quantize(model, data=shown)
+    small = shrink(quantized)
+    assert find_hidden(small.policy)[0].copies[0].layer.out_features < 32
+    assert np.array_equal(network_output(small, shown), integer_forward(small, shown))
+    # Not the same actions (scales change), but as near as quantization itself came
+    floats, before, after = (network_output(one, shown) for one in (model, quantized, small))
+    assert 0 < np.abs(after - before).max() < 2 * np.abs(before - floats).max()
+    assert_invariants(small)
 
 
 def test_networks_that_are_no_plain_chains_are_refused():
