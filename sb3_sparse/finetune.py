@@ -182,7 +182,8 @@ def save_atomically(model: BaseAlgorithm, file: Path) -> None:
     :param model: The model.
     :param file: Where to.
     """
-    partial = file.with_name(f".{file.stem}.partial-{os.getpid()}.zip")
+    # No *.zip: who looks for the newest model must not find half of one
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
         model.save(partial)
         os.replace(partial, file)

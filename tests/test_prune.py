@@ -17,7 +17,7 @@ import sb3_sparse.finetune
 from sb3_sparse import GradualPruning, SparsePolicyMixin, sparse_policy, sparsify, to_stock
 from sb3_sparse.cli import main
 from sb3_sparse.finetune import ZooRun, find_zoo_run, finetune
-from sb3_sparse.loading import find_algorithm
+from sb3_sparse.loading import find_algorithm, find_model_file
 from sb3_sparse.moments import moments_of
 from tests.helpers import (
     ALGORITHMS,
@@ -358,6 +358,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     def save(path):
         path.write_text("half")
+        assert find_model_file(tmp_path) == file
         raise OSError("disk full")
 
     monkeypatch.setattr(model, "save", save)
