@@ -23,6 +23,15 @@ from sb3_sparse.units import dead_units, find_hidden
 BYTES_PER_VALUE = 4  # fp32
 
 
+def weight_bits(layer: nn.Module) -> int:
+    """
+    :param layer: A layer.
+    :return: Bits that each value of its weight takes when it is packed: its attribute ``weight_bits`` if it has one (a
+        quantized layer), otherwise 32.
+    """
+    return int(getattr(layer, "weight_bits", 8 * BYTES_PER_VALUE))
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """
@@ -310,7 +319,7 @@ def _scale_bytes(layer: SparseLayer) -> int:
 
 
 def _layer_report(plan: LayerPlan, layer: SparseLayer, dead: tuple[int, int] | tuple[None, None]) -> LayerReport:
-    bits = layer.weight_bits
+    bits = weight_bits(layer)
     mask = layer.weight_mask.flatten(1).cpu().numpy()
     encoding, index_bytes = smallest_encoding(mask, plan.pattern, bits)
     return LayerReport(
