@@ -30,11 +30,11 @@ def _sparsities(values: Sequence[str] | None) -> float | dict[str, float] | None
     try:
         if named == [False]:
             return float(values[0])
-        if all(named):
+        if all(named) and len({network for network, _, _ in pairs}) == len(pairs):
             return {network: float(value) for network, _, value in pairs}
     except ValueError:
         pass
-    raise ValueError(f"`--sparsity` must be one number, or NETWORK=NUMBER for each network, got {' '.join(values)!r}")
+    raise ValueError(f"`--sparsity` must be one number, or NETWORK=NUMBER for each network once, got {' '.join(values)!r}")
 
 
 def _prune(arguments: argparse.Namespace) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
@@ -92,6 +95,40 @@ class Saved:
         file.seek(0)
         return algorithm.load(file, **kwargs)
 
+    def load_beside(self, model: Model, *, env: Any = None) -> Model:
+        """
+        Load for a model that lives on: random streams, global ones and those of the environment that both share, are left as
+        they are.
+
+        :param model: The model that was saved; the new one is on its device.
+        :param env: Environment of the new model. None: that of ``model``.
+        :return: A new model.
+        """
+        seed = self.data.get("seed")
+        with undisturbed_randomness(model.device):
+            if seed is not None:
+                th.default_generator.manual_seed(seed)  # as ``load`` does: default seeds of masks follow from it
+            # With its seed it would seed the environment
+            new = self.load(type(model), env=model.get_env() if env is None else env, device=model.device, seed=None)
+        new.seed = seed
+        return new
+
+
+@contextmanager
+def undisturbed_randomness(device: th.device) -> Iterator[None]:
+    """
+    Whatever is drawn from global random streams inside is not missing outside.
+
+    :param device: Where torch draws, besides the CPU.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
 
 def to_stock(model: Model, *, bake_quantization: bool = False) -> Model:
     """
@@ -127,4 +164,4 @@ def to_stock(model: Model, *, bake_quantization: bool = False) -> Model:
             assert layer.quantizer is not None
             weights[name] = layer.quantizer.dequantized(layer.weight)
     saved.params["policy"] = weights
-    return saved.load(type(model), env=model.get_env(), device=model.device)
+    return saved.load_beside(model)

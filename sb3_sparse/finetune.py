@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_sparse.checks import require_integer
+from sb3_sparse.environments import require_packages
 from sb3_sparse.loading import find_model_file, load_model
 from sb3_sparse.prune import sparsify
 
@@ -46,27 +49,32 @@ def find_zoo_run(file: Path) -> ZooRun:
     :param file: The model's zip.
     :return: What is known; nothing of a model that was made otherwise.
     :raises FileNotFoundError: If observations were normalised and the statistics are missing.
+    :raises ValueError: If there are several such folders.
     """
-    folders = [path.parent for path in sorted(file.parent.glob("*/config.yml"))] or [file.parent]
-    folder = folders[0]
-    config = _read(folder / "config.yml")
-    arguments = _read(folder / "args.yml")
-    statistics: Path | None = folder / "vecnormalize.pkl"
-    assert statistics is not None
-    if not statistics.is_file():
-        if config.get("normalize"):
-            raise FileNotFoundError(
-                f"{folder}/config.yml says that the agent saw normalised observations, but {statistics} is missing"
-            )
-        statistics = None
-    buffer = file.parent / "replay_buffer.pkl"
+    # Both files: a config.yml alone is anybody's
+    found = [*sorted(file.parent.glob("*/args.yml")), file.parent / "args.yml"]
+    folders = [path.parent for path in found if path.is_file() and path.with_name("config.yml").is_file()]
+    if len(folders) > 1:
+        names = ", ".join(folder.name for folder in folders)
+        raise ValueError(f"beside {file} are several folders of rl-zoo3 ({names}): put the model beside its own alone")
+    folder = folders[0] if folders else file.parent
+    statistics, buffer = folder / "vecnormalize.pkl", file.with_name("replay_buffer.pkl")
+    known: dict[str, Any] = {
+        "statistics": statistics if statistics.is_file() else None,
+        "replay_buffer": buffer if buffer.is_file() else None,
+    }
+    if not folders:
+        return ZooRun(**known)
+    config, arguments = _read(folder / "config.yml"), _read(folder / "args.yml")
+    if config.get("normalize") and known["statistics"] is None:
+        raise FileNotFoundError(
+            f"{folder}/config.yml says that the agent saw normalised observations, but {statistics} is missing"
+        )
     env_kwargs = arguments.get("env_kwargs") or config.get("env_kwargs") or {}
-    return ZooRun(arguments.get("env"), dict(env_kwargs), config, statistics, buffer if buffer.is_file() else None)
+    return ZooRun(arguments.get("env"), dict(env_kwargs), config, **known)
 
 
 def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
     with file.open() as stream:
         return dict(yaml.load(stream, Loader=yaml.UnsafeLoader))
 
@@ -82,8 +90,9 @@ def make_training_env(run: ZooRun, env_id: str, n_envs: int, seed: int | None) -
     :param seed: Their seed.
     :return: The environment.
     :raises ValueError: For an environment that is not registered or cannot be made.
-    :raises ImportError: If rl-zoo3's wrappers are wanted and rl-zoo3 is missing.
+    :raises ImportError: If a package is missing that the environment needs, or rl-zoo3 whose wrappers are wanted.
     """
+    require_packages(env_id)
     _register_environments()
     if env_id not in gym.registry:
         raise ValueError(f"`--env` {env_id!r} is not a registered environment; install the package that brings it")
@@ -104,10 +113,8 @@ def make_training_env(run: ZooRun, env_id: str, n_envs: int, seed: int | None) -
 
 def _register_environments() -> None:
     for module in ("rl_zoo3.import_envs", "ale_py"):
-        try:
-            __import__(module)
-        except ImportError:
-            continue
+        with suppress(ImportError):
+            import_module(module)
 
 
 def _wrapper(config: Mapping[str, Any], key: str) -> Any:
@@ -135,10 +142,15 @@ def check_finetuning(model: BaseAlgorithm, n_steps: int, *, n_stored: int = 0) -
     n_fill = max(model.learning_starts - n_stored, 0)
     if n_fill >= n_steps:
         raise ValueError(
-            f"`--finetune` {n_steps} is too short: the model's replay buffer is not in its file, and the first {n_fill} steps "
-            f"(`learning_starts`) only fill a new one. Give more than {n_fill}"
+            f"`--finetune` {n_steps} is too short: the replay buffer, which is not in the model's file, holds {n_stored} "
+            f"transitions, and the first {n_fill} steps (`learning_starts`) only fill it. Give more than {n_fill}"
         )
     return n_fill
+
+
+def _n_stored(model: OffPolicyAlgorithm) -> int:
+    assert model.replay_buffer is not None
+    return model.replay_buffer.size() * model.n_envs
 
 
 def finetune(model: BaseAlgorithm, n_steps: int) -> None:
@@ -153,8 +165,7 @@ def finetune(model: BaseAlgorithm, n_steps: int) -> None:
     """
     n_fill = 0
     if isinstance(model, OffPolicyAlgorithm):
-        assert model.replay_buffer is not None
-        n_fill = check_finetuning(model, n_steps, n_stored=model.replay_buffer.size() * model.n_envs)
+        n_fill = check_finetuning(model, n_steps, n_stored=_n_stored(model))
         if n_fill:
             gradient_steps, model.gradient_steps = model.gradient_steps, 0
             try:
@@ -171,7 +182,8 @@ def save_atomically(model: BaseAlgorithm, file: Path) -> None:
     :param model: The model.
     :param file: Where to.
     """
-    partial = file.with_name(f".{file.stem}.partial.zip")
+    # No *.zip: who looks for the newest model must not find half of one
+    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
     try:
         model.save(partial)
         os.replace(partial, file)
@@ -249,10 +261,11 @@ def prune_file(
         )
     old = load_model(file, algorithm)
     if run.replay_buffer is None:
-        check_finetuning(old, finetune_steps)
+        check_finetuning(old, finetune_steps)  # before anything is made
     model = sparsify(file, sparsity, env=make_training_env(run, env_id, old.n_envs, seed), **kwargs)
     if isinstance(model, OffPolicyAlgorithm) and run.replay_buffer is not None:
         model.load_replay_buffer(run.replay_buffer)
+        check_finetuning(model, finetune_steps, n_stored=_n_stored(model))
     save_atomically(model, target)
     if seed is not None:
         model.set_random_seed(seed)

@@ -249,9 +249,15 @@ class GradualPruning(TopologyCallback):
         )
 
     def _layer_masks(self, network: str, initial: Mapping[str, int], progress: float) -> dict[str, th.Tensor]:
-        wanted = {name: gradual(count, self._final[name].n_active, progress) for name, count in initial.items()}
+        if progress == 1:
+            # Of several budgets with about as many positions (blocks at ragged edges) the final plan's own
+            budgets = {name: self._final[name].budget for name in initial}
+        else:
+            budgets = self._budgets(
+                {name: gradual(count, self._final[name].n_active, progress) for name, count in initial.items()}
+            )
         masks = {}
-        for name, budget in self._budgets(wanted).items():
+        for name, budget in budgets.items():
             layer, pattern = self.sparsifier.layers[name], self.sparsifier.plan[name].pattern
             masks[name] = largest_of_layer(pattern, layer.weight, layer.weight_mask, budget)
         return masks

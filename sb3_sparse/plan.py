@@ -198,48 +198,57 @@ class SparsityConfig:
         return {name: getattr(self, name) for name in self.argument_names()}
 
 
-def match_layers(layers: Sequence[LayerInfo], name: str, argument: str) -> list[LayerInfo]:
+def match_names(known: Sequence[str], name: str, argument: str) -> list[str]:
     """
-    :param layers: All prunable layers.
+    :param known: Names of layers.
     :param name: A layer name or a shell pattern of names.
     :param argument: The argument the name came in, for the message.
     :return: The layers it names, at least one.
     :raises ValueError: If it names none; the message lists the real names.
     """
-    matched = [layer for layer in layers if fnmatchcase(layer.name, name)]
+    matched = [layer for layer in known if fnmatchcase(layer, name)]
     if not matched:
-        known = ", ".join(layer.name for layer in layers)
-        raise ValueError(f"`{argument}` names the unknown layer {name!r}; the layers of this policy are: {known}")
+        raise ValueError(f"`{argument}` names the unknown layer {name!r}; the layers of this policy are: {', '.join(known)}")
     return matched
 
 
-def _exempt_names(layers: Sequence[LayerInfo], dense_layers: str | Sequence[str]) -> set[str]:
-    deepest = {layer.network: 0 for layer in layers}
+def select_layers(
+    layers: Sequence[LayerInfo], names: str | Sequence[str], argument: str, *, others: Sequence[str] = ()
+) -> set[str]:
+    """
+    :param layers: All prunable layers.
+    :param names: ``"first"``, ``"last"``, a layer name or shell pattern, or a list of these.
+    :param argument: The argument they came in, for messages.
+    :param others: Names of further layers, which have no depth.
+    :return: Names of the layers they mean.
+    :raises ValueError: If one of them names no layer.
+    """
+    deepest: dict[str, int] = {}
     for layer in layers:
-        deepest[layer.network] = max(deepest[layer.network], layer.depth)
-    exempt: set[str] = set()
-    for name in [dense_layers] if isinstance(dense_layers, str) else dense_layers:
+        deepest[layer.network] = max(deepest.get(layer.network, 0), layer.depth)
+    selected: set[str] = set()
+    for name in [names] if isinstance(names, str) else names:
         if name == "first":
-            exempt |= {layer.name for layer in layers if layer.depth == 0}
+            selected |= {layer.name for layer in layers if layer.depth == 0}
         elif name == "last":
-            exempt |= {layer.name for layer in layers if layer.depth == deepest[layer.network]}
+            selected |= {layer.name for layer in layers if layer.depth == deepest[layer.network]}
         else:
-            exempt |= {layer.name for layer in match_layers(layers, name, "dense_layers")}
-    return exempt
+            selected |= set(match_names([*(layer.name for layer in layers), *others], name, argument))
+    return selected
 
 
 def _explicit_densities(layers: Sequence[LayerInfo], distribution: Mapping[str, Any]) -> dict[str, float]:
     """Densities of an explicit distribution; layers that it leaves out are dense."""
     densities = {layer.name: 1.0 for layer in layers}
+    shapes = {layer.name: layer.shape for layer in layers}
     epsilons = distribution.get("er_epsilon")
     if epsilons is None:
         for name, sparsity in distribution.items():
-            for layer in match_layers(layers, name, "distribution"):
-                densities[layer.name] = 1.0 - sparsity
+            densities |= dict.fromkeys(match_names(list(shapes), name, "distribution"), 1.0 - sparsity)
     elif isinstance(epsilons, Mapping):
         for name, epsilon in epsilons.items():
-            for layer in match_layers(layers, name, "distribution"):
-                densities[layer.name] = epsilon_density(layer.shape, epsilon)
+            for matched in match_names(list(shapes), name, "distribution"):
+                densities[matched] = epsilon_density(shapes[matched], epsilon)
     else:
         for layer in layers:
             if layer.depth < len(epsilons) and epsilons[layer.depth] is not None:
@@ -309,7 +318,7 @@ def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo], *, argument: 
     """
     pattern = parse_pattern(config.pattern)
     networks = list(dict.fromkeys(layer.network for layer in layers))
-    exempt = _exempt_names(layers, config.dense_layers)
+    exempt = select_layers(layers, config.dense_layers, "dense_layers")
     wanted: dict[str, float] = {}
     if isinstance(config.distribution, Mapping):
         densities = _explicit_densities(layers, config.distribution)

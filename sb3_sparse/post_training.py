@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +16,7 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from torch import nn
 
 from sb3_sparse.checks import require_integer
+from sb3_sparse.convert import Saved, undisturbed_randomness
 from sb3_sparse.layers import SparseLayer
 from sb3_sparse.policies import SparsePolicyMixin, sparse_policy
 from sb3_sparse.quantization import QuantizationConfig
@@ -74,9 +72,11 @@ def _replayed(model: Any, n_samples: int) -> Observations | None:
     rows = np.linspace(0, buffer.size() - 1, n_rows).astype(np.int64)
     stored: Any = buffer.observations
     normalized = buffer._normalize_obs(_slice(stored, rows), model.get_vec_normalize_env())
+    space = model.observation_space
     if isinstance(normalized, dict):
-        return {key: part.reshape(-1, *part.shape[2:]) for key, part in normalized.items()}
-    return normalized.reshape(-1, *normalized.shape[2:])
+        return {key: part.reshape(-1, *space[key].shape) for key, part in normalized.items()}
+    # As environments give them: a buffer stores a discrete observation as a vector of one
+    return normalized.reshape(-1, *space.shape)
 
 
 def _rolled_out(model: Any, n_samples: int) -> Observations | None:
@@ -176,28 +176,6 @@ def _calibrate(
     return ranges
 
 
-@contextmanager
-def _undisturbed_randomness(device: th.device) -> Iterator[None]:
-    """Whatever is drawn inside is not missing outside."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _copy_model(model: Model) -> Model:
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    # With its seed it would seed the environment that both share
-    copy = type(model).load(file, env=model.get_env(), device=model.device, seed=None)
-    copy.seed = model.seed
-    return copy
-
-
 def quantize(
     model: Model,
     bits: int = 8,
@@ -254,7 +232,7 @@ def quantize(
                 f"layer {name!r} is quantized already; give other `networks` or `exempt_layers`, or call "
                 f"policy.sparsifier.set_quantizer({name!r}, None) to make it a float layer first"
             )
-    with _undisturbed_randomness(source.device):
+    with undisturbed_randomness(source.device):
         if data is not None:
             observations: Observations | None = _given(data, source)
         else:
@@ -266,7 +244,7 @@ def quantize(
                 "calibration without data: the model has neither a filled replay buffer nor an environment. Give "
                 "observations as `data`, or an environment by model.set_env(env)"
             )
-        copy = _copy_model(model)
+        copy = Saved.of(model).load_beside(model)
         policy = sparse_policy(copy)
         quantizers = plan_quantization(policy, config)
         ranges = _calibrate(policy, {name: policy.sparsifier.layers[name] for name in quantizers}, observations, percentile)

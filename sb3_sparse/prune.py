@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,8 @@ class _Choice:
             if count < self.plan[name].info.n_weights
         }
         if not distribution:
-            return SparsityConfig(0.0, None, config.pattern, config.dense_layers, mask_seed=config.mask_seed)
-        return SparsityConfig(None, distribution, config.pattern, config.dense_layers, mask_seed=config.mask_seed)
+            return replace(config, sparsity=0.0, distribution=None)
+        return replace(config, sparsity=None, distribution=distribution)
 
 
 def _make_config(
@@ -214,7 +215,7 @@ def _make_config(
             '`distribution`, `pattern`="N:M", or `masks`'
         )
     dense_layers = own.dense_layers if dense_layers is None else dense_layers
-    return SparsityConfig(sparsity, distribution, pattern, dense_layers, mask_seed=own.mask_seed)
+    return replace(own, sparsity=sparsity, distribution=distribution, pattern=pattern, dense_layers=dense_layers)
 
 
 def sparsify(
@@ -286,9 +287,7 @@ def sparsify(
     saved.use_policy(target_class, kwargs)
     saved.drop(masks=True, prefix=UPDATER_PREFIX)
     saved.params["policy"] |= {f"{name}{MASK_SUFFIX}": mask.cpu() for name, mask in chosen.items()}
-    if file is None:
-        env, device = (old.get_env() if env is None else env), old.device
-    result: Any = saved.load(type(old), env=env, device=device)
+    result: Any = saved.load_beside(old, env=env) if file is None else saved.load(type(old), env=env, device=device)
     if file is None and isinstance(old, OffPolicyAlgorithm) and replay_buffer != "new":
         if result.n_envs != old.n_envs:
             raise ValueError(

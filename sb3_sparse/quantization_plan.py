@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
@@ -14,7 +13,7 @@ from torch import nn
 
 from sb3_sparse.discovery import NETWORK_OF_PREFIX, SHARED_NETWORK, find_submodule
 from sb3_sparse.layers import SparseConv2d, SparseLayer
-from sb3_sparse.plan import LayerInfo
+from sb3_sparse.plan import LayerInfo, select_layers
 from sb3_sparse.policies import SparsePolicyMixin
 from sb3_sparse.quantization import QuantizationConfig
 from sb3_sparse.quantizer import Quantizer
@@ -42,27 +41,6 @@ def _unsupported_layers(policy: nn.Module) -> dict[str, tuple[str, str]]:
         names[module]: (networks[0] if len(networks) == 1 else SHARED_NETWORK, type(module).__name__)
         for module, networks in reached.items()
     }
-
-
-def _exempt(infos: Sequence[LayerInfo], unsupported: Sequence[str], exempt_layers: str | Sequence[str]) -> set[str]:
-    deepest = {info.network: 0 for info in infos}
-    for info in infos:
-        deepest[info.network] = max(deepest[info.network], info.depth)
-    exempt: set[str] = set()
-    for name in [exempt_layers] if isinstance(exempt_layers, str) else exempt_layers:
-        if name == "first":
-            found = {info.name for info in infos if info.depth == 0}
-        elif name == "last":
-            found = {info.name for info in infos if info.depth == deepest[info.network]}
-        else:
-            known = [info.name for info in infos] + list(unsupported)
-            found = {layer for layer in known if fnmatchcase(layer, name)}
-            if not found:
-                raise ValueError(
-                    f"`exempt_layers` names the unknown layer {name!r}; the layers of this policy are: {', '.join(known)}"
-                )
-        exempt |= found
-    return exempt
 
 
 def _observation_layers(policy: SparsePolicyMixin, infos: Sequence[LayerInfo]) -> set[str]:
@@ -93,7 +71,7 @@ def _is_image_layer(policy: SparsePolicyMixin, name: str) -> bool:
         policy.normalize_images
         and is_image_space(space)
         and isinstance(policy.get_submodule(name), SparseConv2d)
-        and any(type(owner) is NatureCNN for owner in owners)
+        and any(isinstance(owner, NatureCNN) and type(owner).forward is NatureCNN.forward for owner in owners)
     )
 
 
@@ -118,7 +96,7 @@ def plan_quantization(policy: SparsePolicyMixin, config: QuantizationConfig) -> 
                     f"`networks` names the unknown network {network!r}; the networks of this policy are: {', '.join(present)}"
                 )
     unsupported = _unsupported_layers(policy)
-    exempt = _exempt(infos, list(unsupported), config.exempt_layers)
+    exempt = select_layers(infos, config.exempt_layers, "exempt_layers", others=list(unsupported))
     for name, (network, kind) in unsupported.items():
         if network in networks and name not in exempt:
             raise ValueError(

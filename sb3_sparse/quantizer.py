@@ -125,7 +125,13 @@ def quantize_activations(values: th.Tensor, scale: th.Tensor, zero_point: th.Ten
 
 
 def _product(layer: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor) -> th.Tensor:
-    return layer._conv_forward(inputs, weight, None) if isinstance(layer, nn.Conv2d) else F.linear(inputs, weight)
+    if not isinstance(layer, nn.Conv2d):
+        return F.linear(inputs, weight)
+    if inputs.device.type != "cpu" or th.compiler.is_compiling():
+        return layer._conv_forward(inputs, weight, None)
+    # Where there is no oneDNN, torch takes NNPACK for 3 x 3 kernels: Winograd's algorithm, whose sums are not exact
+    with th.backends.nnpack.flags(enabled=False):
+        return layer._conv_forward(inputs, weight, None)
 
 
 def _exact_product(layer: nn.Linear | nn.Conv2d, inputs: th.Tensor, weight: th.Tensor, limit: int) -> th.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 
@@ -43,7 +44,8 @@ class LayerReport:
     :param weight_bits: Bits per value.
     :param encoding: The plain encoding with the fewest bytes for its values and indices, see :mod:`sb3_sparse.encodings`.
     :param index_bytes: Bytes that say which positions exist, in that encoding.
-    :param scale_bytes: Bytes of a quantized weight's scales, one fp32 number per output.
+    :param scale_bytes: Bytes of a quantized layer's scales: one fp32 number per output, and of quantized inputs one fp32
+        number and a zero point of as many bits as they have, in whole bytes.
     :param no_inputs: Units (outputs of a hidden layer) that died for want of inputs, also after others died; None where this
         is not known or the layer is no hidden one.
     :param no_outputs: Units that died for want of outputs.
@@ -98,7 +100,8 @@ class SizeReport:
 
     @property
     def sparsity(self) -> float:
-        return 1 - self.n_active / self.n_weights
+        """0 where nothing can be sparse, as in a shared features extractor of other layers."""
+        return 1 - self.n_active / self.n_weights if self.n_weights else 0.0
 
     @property
     def n_parameters(self) -> int:
@@ -131,7 +134,9 @@ class SizeReport:
         How many times smaller the papers call it (Ivanov et al. 2025): ``(32 / bits) / density`` of the prunable weights,
         indices and all other parameters not counted.
         """
-        return BYTES_PER_VALUE * self.n_weights / self.weight_bytes if self.weight_bytes else float("inf")
+        if not self.n_weights:
+            return 1.0
+        return BYTES_PER_VALUE * self.n_weights / self.weight_bytes if self.weight_bytes else math.inf
 
     @property
     def real_ratio(self) -> float:
@@ -174,7 +179,9 @@ class SparsityReport:
         def size(report: SizeReport) -> dict:
             counts = ("sparsity", "n_parameters", "n_parameters_dense")
             derived = (*counts, "bytes", "bytes_with_indices", "bytes_dense", "papers_ratio", "real_ratio")
-            return {**asdict(report), **{name: getattr(report, name) for name in derived}}
+            values = {**asdict(report), **{name: getattr(report, name) for name in derived}}
+            # JSON knows no infinity, the papers' ratio of a network without a weight
+            return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
         return {
             "algorithm": self.algorithm,
@@ -303,6 +310,14 @@ def _dead(policy: SparsePolicyMixin) -> dict[str, tuple[int, int]]:
     return {name: (dead.no_inputs[name], dead.no_outputs[name]) for name in dead.alive}
 
 
+def _scale_bytes(layer: SparseLayer) -> int:
+    if layer.quantizer is None:
+        return 0
+    input_bits = layer.quantizer.input_bits
+    of_inputs = 0 if input_bits is None else BYTES_PER_VALUE + value_bytes(1, input_bits)
+    return BYTES_PER_VALUE * layer.weight.shape[0] + of_inputs
+
+
 def _layer_report(plan: LayerPlan, layer: SparseLayer, dead: tuple[int, int] | tuple[None, None]) -> LayerReport:
     bits = weight_bits(layer)
     mask = layer.weight_mask.flatten(1).cpu().numpy()
@@ -317,7 +332,7 @@ def _layer_report(plan: LayerPlan, layer: SparseLayer, dead: tuple[int, int] | t
         weight_bits=bits,
         encoding=encoding.name,
         index_bytes=index_bytes,
-        scale_bytes=BYTES_PER_VALUE * mask.shape[0] if bits < 8 * BYTES_PER_VALUE else 0,
+        scale_bytes=_scale_bytes(layer),
         no_inputs=dead[0],
         no_outputs=dead[1],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import gymnasium as gym
@@ -15,7 +15,7 @@ from torch import nn
 from sb3_sparse.convert import UPDATER_PREFIX, Saved
 from sb3_sparse.discovery import find_optimizers
 from sb3_sparse.layers import SparseLayer
-from sb3_sparse.plan import SparsityConfig
+from sb3_sparse.plan import SparsityConfig, select_layers
 from sb3_sparse.policies import SparsePolicyMixin
 from sb3_sparse.units import DeadUnits, Hidden, dead_units, find_hidden
 
@@ -175,16 +175,26 @@ def _sparse_kwargs(policy: SparsePolicyMixin, state: Mapping[str, Any]) -> dict[
         if not bool(mask.all()):
             # A layer that lost everything cannot be asked for; its mask says so
             distribution[name] = 1 - max(int(mask.sum()), 1) / mask.numel()
-    seed = policy.sparsity_config.mask_seed
-    config = SparsityConfig(distribution=distribution, mask_seed=seed) if distribution else SparsityConfig(0.0, mask_seed=seed)
-    return {name: value for name, value in config.as_kwargs().items() if value != getattr(SparsityConfig(), name)}
+    config = policy.sparsity_config
+    infos = [plan.info for plan in policy.sparsifier.plan.values()]
+    named = select_layers(infos, config.dense_layers, "dense_layers")
+    # A layer that was filled up with zeros is dense no more
+    dense = [name for name in policy.sparsifier.layers if name in named and name not in distribution]
+    left = replace(
+        config,
+        sparsity=None if distribution else 0.0,
+        distribution=distribution or None,
+        pattern="unstructured",
+        dense_layers=dense or (),
+    )
+    return {name: value for name, value in left.as_kwargs().items() if value != getattr(SparsityConfig(), name)}
 
 
 def shrink(model: Model) -> Model:
     """
     The smaller equivalent of a model: every unit of a hidden layer that has no inputs (its constant output goes into the
     biases of the next layer) or no outputs is removed, until none is left. Actions and values stay the same, to the rounding
-    of sums that are added up in another order.
+    of sums that are added up in another order. (Those of a quantized model change by as much as its scales do.)
 
     Layers shrink to the smallest widths that the policy's ``net_arch`` can express: twin critics get the greater of their
     widths, filled up with zeros. Convolutions of ``NatureCNN`` shrink too (the extractor becomes :class:`NarrowNatureCNN`);
@@ -213,4 +223,4 @@ def shrink(model: Model) -> Model:
         if isinstance(policy, SparsePolicyMixin):
             saved.drop(masks=False, prefix=UPDATER_PREFIX)
             saved.use_policy(type(policy), _sparse_kwargs(policy, saved.params["policy"]))
-    return saved.load(type(model), env=model.get_env(), device=model.device)
+    return saved.load_beside(model)

@@ -503,7 +503,9 @@ class Sparsifier(nn.Module):
         non_zero = weight != 0
         if int(non_zero.sum()) == n_planned and pattern.is_legal(non_zero):
             return non_zero
-        return pattern.select(weight.abs(), pattern.budget(weight.shape, n_planned))
+        plan = self.plan[name]
+        budget = plan.budget if n_planned == plan.n_active else pattern.budget(weight.shape, n_planned)
+        return pattern.select(weight.abs(), budget)
 
     def after_load(self) -> None:
         """Let the loaded masks be the plan, and project whatever else was loaded onto them."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -17,6 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import sparse_policy
 
@@ -91,6 +94,22 @@ def make_model(
     if algorithm in (DQN, QRDQN):
         defaults |= dict(target_update_interval=10, tau=0.3, max_grad_norm=1.0)
     return algorithm(policy_alias(algorithm, kind, sparse=sparse), env, policy_kwargs=policy_kwargs, **(defaults | kwargs))
+
+
+def observations(model: BaseAlgorithm, n: int = 24) -> Any:
+    """Random observations, always the same, of any space; the environment's random stream is left alone."""
+    space: Any = copy.deepcopy(model.observation_space)
+    space.seed(5)
+    samples = [space.sample() for _ in range(n)]
+    if isinstance(space, spaces.Dict):
+        return {key: np.stack([sample[key] for sample in samples]) for key in space}
+    return np.stack(samples)
+
+
+def same_actions(first: BaseAlgorithm, second: BaseAlgorithm, *, bits: bool = True) -> bool:
+    """Whether two models act alike, to the last bit or (other engines add up in another order) nearly."""
+    actions = [model.predict(observations(first), deterministic=True)[0] for model in (first, second)]
+    return np.array_equal(*actions) if bits else np.allclose(*actions, atol=1e-5)
 
 
 def assert_invariants(model: BaseAlgorithm) -> None:
@@ -203,3 +222,53 @@ def equal_state(first: BaseAlgorithm, second: BaseAlgorithm, *, ignore_masks: bo
         th.equal(value, states[1][key]) if isinstance(value, th.Tensor) else value == states[1][key]
         for key, value in states[0].items()
     )
+
+
+def save_and_load(model: Any, folder: Path) -> Any:
+    """The model as it comes out of a file, on the same environment; equal to the last bit."""
+    model.save(folder / "model.zip")
+    loaded = type(model).load(folder / "model.zip", env=model.get_env())
+    assert equal_state(model, loaded)
+    assert_invariants(loaded)
+    return loaded
+
+
+def train_on_data_of(other: Any, model: Any, gradient_steps: int = 8) -> None:
+    """Gradient steps on another model's data, from a random state that is always the same."""
+    off_policy = isinstance(model, OffPolicyAlgorithm)
+    buffer = "replay_buffer" if off_policy else "rollout_buffer"
+    setattr(model, buffer, getattr(other, buffer))
+    set_random_seed(3)
+    model.train(gradient_steps=gradient_steps, batch_size=8) if off_policy else model.train()
+
+
+def assert_goes_on_exactly(
+    model: Any,
+    callbacks: Sequence[BaseCallback],
+    folder: Path,
+    *,
+    timesteps: Sequence[int] = (),
+    total_timesteps: int = 100,
+    gradient_steps: int = 8,
+) -> Any:
+    """
+    A model that was saved and loaded in mid-training goes on as the one that was not, bit for bit.
+
+    :param model: The model.
+    :param callbacks: Its callback, and that of the loaded one.
+    :param folder: For the file.
+    :param timesteps: Environment steps at which both train; none: where they are.
+    :param total_timesteps: Of the whole training.
+    :param gradient_steps: At each of them, off policy.
+    :return: The loaded model.
+    """
+    loaded = save_and_load(model, folder)
+    for one, callback in zip((model, loaded), callbacks, strict=True):
+        start_training(one, callback, total_timesteps)
+        for timestep in timesteps or (model.num_timesteps,):
+            one.num_timesteps = timestep
+            callback.on_step()
+            train_on_data_of(model, one, gradient_steps)
+        callback.on_training_end()
+    assert equal_state(model, loaded)
+    return loaded

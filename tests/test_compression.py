@@ -213,6 +213,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         (lambda lines: [], r"has the columns \(none\)"),
         (lambda lines: [lines[0], lines[1].replace("1.5", "much")], "line 2: could not convert string to float: 'much'"),
         (lambda lines: [lines[0], "dqn,CartPole-v1"], "line 2"),
+        (lambda lines: [lines[0], lines[1] + ",7,8"], "line 2: it has 2 values too many"),
         (lambda lines: [lines[0], lines[1].replace("pruned", "prunned")], "line 2: `variant` must be one of dense, pruned"),
         (lambda lines: [lines[0], lines[1].replace("0.9", "90")], r"line 2: `sparsity` must be in \[0, 1\), got 90"),
         (lambda lines: [*lines, lines[1]], "line 3: there is another row of the same agent"),
@@ -308,9 +309,19 @@ def test_default_number_of_steps_is_the_presets():
     assert [type(callback) for callback in experiment._make_model(0, experiment._callbacks(0.0))[1]] == [QuantizationAware]
 
 
+def test_other_policy_kwargs_come_beside_the_presets():
+    parameters = {"learning_starts": 10, "policy_kwargs": {"net_arch": [16, 8]}}
+    experiment = compression.Experiment("dqn", "CartPole-v1", steps=300, parameters=parameters)
+    model, _ = experiment._make_model(0, experiment._callbacks(0.0))
+    assert sb3_sparse.sparsity_report(model).online.sparsity == 0
+    assert model.policy_kwargs == {"sparsity": 0.0, "distribution": "erk", "net_arch": [16, 8]}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--params", "policy_kwargs:{sparsity: 0.5}"], "`--params` 'policy_kwargs' must be a map without 'sparsity'"),
+        (["--params", "policy_kwargs:3"], "`--params` 'policy_kwargs' must be a map .* got 3"),
         (["--env", "CartPol-v1"], "`env`='CartPol-v1' is unknown to gymnasium"),
         (["-n", "1000"], "`--steps` 1000 is too short: gradient steps begin at `learning_starts`=1000"),
         (["-n", "2", "--params", "learning_starts:0"], "`--steps` 2 is too short: 20 % more is no step more"),

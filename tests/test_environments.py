@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+from stable_baselines3 import DQN
 
 from sb3_sparse import preset
 from sb3_sparse.benchmark.__main__ import main as benchmark
 from sb3_sparse.cli import main
 from sb3_sparse.environments import require_packages
+from tests.helpers import make_model
 
 MISSING = [
     ("ale_py", "PongNoFrameskip-v4", r"'PongNoFrameskip-v4' needs ale-py, which is not .*pip install 'sb3-sparse\[atari\]'"),
@@ -40,7 +42,7 @@ def test_of_other_environments_nothing_is_asked(env, monkeypatch):
 
 
 def test_atari_without_its_packages_wherever_it_can_be_asked_for(monkeypatch, tmp_path):
-    """Presets, rl-zoo3's train and enjoy, and the experiment: an error with the cure, and nothing is left behind."""
+    """Presets, rl-zoo3's train and enjoy, the experiment, finetuning: an error with the cure, nothing is left behind."""
     monkeypatch.setitem(sys.modules, "ale_py", None)
     monkeypatch.chdir(tmp_path)
     cure = r"pip install 'sb3-sparse\[atari\]'"
@@ -53,6 +55,10 @@ def test_atari_without_its_packages_wherever_it_can_be_asked_for(monkeypatch, tm
     with pytest.raises(SystemExit, match="benchmark: .*" + cure):
         benchmark(["compression", *arguments, "-o", "results.csv"])
     assert list(tmp_path.iterdir()) == []
+    make_model(DQN, "Cnn", sparse=False).save(tmp_path / "agent.zip")
+    with pytest.raises(SystemExit, match="sb3-sparse: .*" + cure):
+        main(["prune", "agent.zip", "--sparsity", "0.9", "--finetune", "1000", "--env", "PongNoFrameskip-v4"])
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.zip"]
 
 
 def test_atari_games_are_registered_on_demand():

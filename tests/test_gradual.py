@@ -1,6 +1,5 @@
 """Gradual pruning: Zhu and Gupta's numbers by hand, exact and monotone masks everywhere, stock before it begins, resume."""
 
-import copy
 from fractions import Fraction
 from itertools import pairwise
 
@@ -10,14 +9,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import SET, GradualPruning, sparse_policy
 from sb3_sparse.magnitude import largest_of_layer, largest_of_network
 from sb3_sparse.patterns import Block, NofM, Unstructured
 from sb3_sparse.schedules import gradual
-from tests.helpers import ALGORITHMS, SUPPORTED, SUPPORTED_IDS, equal_state, make_model, start_training, watched
+from tests.helpers import (
+    ALGORITHMS,
+    SUPPORTED,
+    SUPPORTED_IDS,
+    assert_goes_on_exactly,
+    equal_state,
+    make_model,
+    start_training,
+    watched,
+)
 
 
 def dense_model(algorithm, kind="Mlp", **kwargs):
@@ -182,6 +189,17 @@ def test_n_of_m_goes_through_every_k_of_m():
     assert met == [112 + 48, 96 + 36, 64 + 36, 64 + 24, 32 + 24, 32 + 12]
 
 
+@pytest.mark.parametrize(("pattern", "sparsity"), [("block:2x2", 0.92), ("block:2x4", 0.88), ("3:4", None), ("2:3", None)])
+def test_the_end_is_the_final_plan_on_ragged_widths(pattern, sparsity):
+    # 7 inputs, 9 and 7 units, 3 outputs: edges of every kind
+    kwargs = dict(pattern=pattern, net_arch=[9, 7])
+    model = step_by_step(DQN, policy_kwargs=kwargs)
+    model.learn(60, callback=GradualPruning(sparsity, 0.4, 0.8, updates=5))
+    planned = make_model(DQN, policy_kwargs=kwargs | dict(sparsity=sparsity)).policy.sparsifier.plan
+    for name, layer in model.policy.sparsifier.layers.items():
+        assert planned[name].pattern.budget_of(layer.weight_mask) == planned[name].budget, name
+
+
 @given(st.sampled_from([Unstructured(), NofM(2, 4), Block(2, 3)]), st.integers(0, 10**6), st.booleans())
 def test_layers_never_regrow_whatever_the_weights(pattern, seed, broken):
     generator = th.Generator().manual_seed(seed)
@@ -293,8 +311,6 @@ def test_from_sparse_to_sparser_beside_another_updater(monkeypatch):
 def test_dense_layers_stay_dense():
     model = dense_model(DQN, policy_kwargs=dict(dense_layers="last"))
     for scope in ("layer", "global"):
-        one = copy.deepcopy(model.policy)
-        assert one.sparsifier.violations() == []
         model.learn(60, callback=GradualPruning(0.5 if scope == "layer" else 0.7, 0.4, 0.8, updates=3, scope=scope))
         layers = model.policy.sparsifier.layers
         assert layers["q_net.q_net.4"].mask_values is None
@@ -310,30 +326,11 @@ def test_dense_layers_stay_dense():
 @pytest.mark.parametrize("scope", ["layer", "global"])
 @pytest.mark.parametrize("algorithm", [TD3, SAC, PPO])
 def test_resume_continues_exactly(algorithm, scope, tmp_path):
-    def make():
-        return GradualPruning(0.8, 30, 120, updates=45, scope=scope)
-
+    first, *callbacks = (GradualPruning(0.8, 30, 120, updates=45, scope=scope) for _ in range(3))
     model = dense_model(algorithm)
-    model.learn(64, callback=make())
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
-    assert equal_state(model, loaded)
-    events = []
-    for one in (model, loaded):
-        off_policy = isinstance(one, OffPolicyAlgorithm)
-        buffer = "replay_buffer" if off_policy else "rollout_buffer"
-        setattr(one, buffer, getattr(model, buffer))
-        callback = make()
-        start_training(one, callback, 128)
-        for timestep in (80, 100, 128):
-            one.num_timesteps = timestep
-            callback.on_step()
-            set_random_seed(3)
-            one.train(gradient_steps=8, batch_size=8) if off_policy else one.train()
-        events.append(callback.events)
-        callback.on_training_end()
-    assert events[0] == events[1] != []
-    assert equal_state(model, loaded)
+    model.learn(64, callback=first)
+    assert_goes_on_exactly(model, callbacks, tmp_path, timesteps=(80, 100, 128), total_timesteps=128)
+    assert callbacks[0].events == callbacks[1].events != []
 
 
 def test_continued_learning_is_one_schedule():

@@ -303,6 +303,21 @@ def test_a_torch_layer_computes_what_the_reference_computes(kind, bits, input_bi
     assert (with_gradients - outputs).abs().max() <= bound
 
 
+@pytest.mark.skipif(not th.backends.nnpack.is_available(), reason="torch has no other algorithm to choose")
+def test_convolutions_are_exact_without_onednn(monkeypatch):
+    """On some processors torch has none, and 3 x 3 kernels would go the way of Winograd from 16 images on."""
+    monkeypatch.setattr(th.backends.mkldnn, "enabled", False)
+    layer = SparseConv2d.from_dense(th.nn.Conv2d(3, 16, 3))
+    layer.set_quantizer(Quantizer())
+    layer.quantizer.set_range(0.0, 1.0)
+    inputs = th.rand(16, 3, 32, 32, generator=th.Generator().manual_seed(0))
+    expected = integer_layer(layer)(inputs.numpy())
+    layer.eval()  # ... in which no range moves
+    assert np.array_equal(layer(inputs).detach().numpy(), expected)
+    with th.no_grad():
+        assert np.array_equal(layer(inputs).numpy(), expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "input_bits"), [("wide", 8), ("conv-many", 8), ("conv-groups", 8), ("linear", 16), ("conv", 16)]
 )

@@ -16,8 +16,8 @@ from stable_baselines3.td3.policies import TD3Policy
 import sb3_sparse.finetune
 from sb3_sparse import GradualPruning, SparsePolicyMixin, sparse_policy, sparsify, to_stock
 from sb3_sparse.cli import main
-from sb3_sparse.finetune import find_zoo_run, finetune
-from sb3_sparse.loading import find_algorithm
+from sb3_sparse.finetune import ZooRun, find_zoo_run, finetune
+from sb3_sparse.loading import find_algorithm, find_model_file
 from sb3_sparse.moments import moments_of
 from tests.helpers import (
     ALGORITHMS,
@@ -168,6 +168,14 @@ def test_one_network_and_sparser_again():
     assert third.policy_kwargs["sparsity"] == 0.9
     for one in (second, third):
         assert_invariants(one)
+
+
+def test_a_sparse_model_keeps_what_it_was_not_asked_to_change():
+    own = dict(engine="torch", initial_mask="magnitude", mask_seed=7, dense_layers=["last"])
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.3) | own)
+    masks = {"actor.mu.0": model.policy.sparsifier.masks()["actor.mu.0"] & th.eye(16, 7).bool()}
+    for pruned in (sparsify(model, 0.6), sparsify(model, 0.6, scope="global"), sparsify(model, masks=masks)):
+        assert own.items() <= pruned.policy_kwargs.items()
 
 
 def test_equal_weights_that_exist_do_not_lose_to_pruned_ones():
@@ -332,7 +340,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
         main(["prune", str(file), "--sparsity", "0.5"])
     with pytest.raises(SystemExit, match="there is no folder"):
         main(["prune", str(file), "--sparsity", "0.5", "-o", str(tmp_path / "none" / "x.zip")])
-    for bad in (["1.5"], ["many"], ["0.5", "0.6"], ["actor=0.5", "0.6"]):
+    for bad in (["1.5"], ["many"], ["0.5", "0.6"], ["actor=0.5", "0.6"], ["q_net=0.5", "q_net=0.6"]):
         with pytest.raises(SystemExit, match=r"`(--)?sparsity`"):
             main(["prune", str(file), "--sparsity", *bad, "-o", str(tmp_path / "new.zip")])
     assert file.read_bytes() == content
@@ -350,6 +358,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
     def save(path):
         path.write_text("half")
+        assert find_model_file(tmp_path) == file
         raise OSError("disk full")
 
     monkeypatch.setattr(model, "save", save)
@@ -426,6 +435,15 @@ def test_finetuning_in_rl_zoo3s_folder(tmp_path, monkeypatch, capsys):
     assert SAC.load(tmp_path / "small.zip").num_timesteps == dense.num_timesteps + 10
 
 
+def test_a_saved_replay_buffer_that_is_too_short_is_noticed_before_anything_is_written(tmp_path):
+    dense, _ = zoo_folder(tmp_path)
+    dense.replay_buffer.reset()
+    dense.save_replay_buffer(tmp_path / "replay_buffer.pkl")
+    with pytest.raises(SystemExit, match=r"`--finetune` 10 is too short: .* holds 0 transitions, and the first 20 steps"):
+        main(["prune", str(tmp_path), "--sparsity", "0.8", "--finetune", "10", "-o", str(tmp_path / "small.zip")])
+    assert not (tmp_path / "small.zip").exists()
+
+
 def test_zoo_folders_are_read_with_their_wrappers(tmp_path):
     folder = tmp_path / "CartPole-v1"
     folder.mkdir()
@@ -439,6 +457,19 @@ def test_zoo_folders_are_read_with_their_wrappers(tmp_path):
     assert env.num_envs == 2
     assert env.observation_space.shape == (12,)
     assert env.get_attr("_max_episode_steps") == [5, 5]
+
+
+def test_which_zoo_folder_is_the_models_must_be_clear(tmp_path):
+    (tmp_path / "another_program").mkdir()
+    for folder in (tmp_path, tmp_path / "another_program"):
+        (folder / "config.yml").write_text("frame_stack: 4\nnormalize: true\n")
+    assert find_zoo_run(tmp_path / "model.zip") == ZooRun()
+    for name in ("CartPole-v1", "Pendulum-v1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yml").write_text("{}")
+        (tmp_path / name / "args.yml").write_text(f"env: {name}")
+    with pytest.raises(ValueError, match=r"beside .*model.zip are several folders of rl-zoo3 \(CartPole-v1, Pendulum-v1\)"):
+        find_zoo_run(tmp_path / "model.zip")
 
 
 def _as_pairs(config):

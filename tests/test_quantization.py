@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch as th
 import yaml
+from gymnasium import spaces
 from rl_zoo3.utils import get_callback_list
 from sb3_contrib import QRDQN, CrossQ, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import ConvertCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_sparse import (
@@ -27,6 +26,7 @@ from sb3_sparse import (
     integer_arithmetic,
     integer_forward,
     quantize,
+    shrink,
     sparse_policy,
     sparsity_report,
     to_stock,
@@ -38,10 +38,11 @@ from tests.helpers import (
     SUPPORTED,
     SUPPORTED_IDS,
     RandomEnv,
+    assert_goes_on_exactly,
     assert_invariants,
     equal_state,
     make_model,
-    start_training,
+    observations,
     watched,
 )
 
@@ -55,15 +56,6 @@ def sparse_model(algorithm, kind="Mlp", **kwargs):
 
 def aware(algorithm, **kwargs):
     return QuantizationAware(**(dict(begin=0.5, exempt_layers=EXEMPT.get(algorithm, ())) | kwargs))
-
-
-def observations(model, n=24):
-    space = model.observation_space
-    space.seed(5)
-    samples = [space.sample() for _ in range(n)]
-    if isinstance(samples[0], dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
-    return np.stack(samples)
 
 
 def quantized_layers(model):
@@ -171,6 +163,20 @@ def test_images_are_read_without_loss(algorithm, share):
     assert np.array_equal(integer_layer(layer).quantize_input(scaled.numpy()), pixels)
 
 
+def test_images_are_read_without_loss_by_shrunk_networks_too():
+    model = sparse_model(DQN, "Cnn")
+    masks = model.policy.sparsifier.masks()
+    name = next(name for name in masks if name.endswith("cnn.0"))
+    masks[name][:5] = False
+    model.policy.sparsifier.set_masks(masks, replan=True)
+    small = shrink(model)
+    assert sparse_policy(small).sparsifier.layers[name].out_channels == 27
+    dark = observations(model) // 2
+    layer = quantized_layers(quantize(small, data=dark))[name]
+    scaled = model.policy.obs_to_tensor(dark)[0].float() / 255.0
+    assert np.array_equal(integer_layer(layer).quantize_input(scaled.numpy()), dark)
+
+
 def test_default_networks_are_those_that_choose_actions():
     for algorithm, kind, expected in (
         (TD3, "Mlp", {"actor"}),
@@ -224,9 +230,21 @@ def test_begin_counts_the_whole_of_a_continued_training():
     assert quantized_layers(model)
 
 
+def fake_quantized(layer, inputs):
+    """Straight-through quantization as a textbook has it: values that exist, and gradients as if they were what went in."""
+    reference = integer_layer(layer)
+    scale, zero_point = float(reference.input_scale), reference.input_zero_point
+    steps = th.round(inputs / scale) + zero_point
+    inside = (steps >= 0) & (steps <= 255)
+    values = (steps.clamp(0, 255) - zero_point) * scale
+    inputs = th.where(inside, inputs + (values - inputs).detach(), values.detach())
+    weight = layer.weight + (layer.quantizer.dequantized(layer.weight) - layer.weight).detach()
+    return th.nn.functional.linear(inputs, weight, layer.bias)
+
+
 def test_a_step_trains_on_the_quantized_loss(monkeypatch):
-    """One DQN step: the gradient is that of the loss with quantized layers, the target's weights have scales of their own."""
-    model = sparse_model(DQN, policy_kwargs=dict(net_arch=[16]), target_update_interval=10**6)
+    """One step of stock DQN: target and gradient are those of quantized layers; the target's weights have their own scales."""
+    model = sparse_model(DQN, policy_kwargs=dict(net_arch=[16]), target_update_interval=10**6, max_grad_norm=1e9)
     model.learn(60, callback=QuantizationAware(begin=0, averaging=0.5))
     layers, targets = sparse_policy(model).sparsifier.layers, sparse_policy(model).sparsifier.targets
     for name, layer in layers.items():
@@ -235,10 +253,39 @@ def test_a_step_trains_on_the_quantized_loss(monkeypatch):
         online, own = integer_layer(layer), integer_layer(target)
         assert (online.input_scale, online.input_zero_point) == (own.input_scale, own.input_zero_point)
         assert not np.array_equal(online.weight_scales, own.weight_scales)
-    shown = th.as_tensor(observations(model))
-    with th.no_grad():
-        hidden = targets["q_net.q_net.0"][0](shown)
-        assert np.array_equal(hidden.numpy(), integer_layer(targets["q_net.q_net.0"][0])(shown.numpy()))
+    # Ranges so narrow that inputs of both layers saturate
+    layers["q_net.q_net.0"].quantizer.set_range(-0.1, 0.1)
+    layers["q_net.q_net.2"].quantizer.set_range(0.0, 0.1)
+    drawn, gradients, weights = [], {}, {}
+    sample = model.replay_buffer.sample
+    monkeypatch.setattr(
+        model.replay_buffer, "sample", lambda *args, **kwargs: drawn.append(sample(*args, **kwargs)) or drawn[0]
+    )
+
+    def keep(*_):
+        for name, layer in layers.items():
+            weights[name], gradients[name] = layer.weight.detach().clone(), layer.weight.grad.clone()
+
+    before = copy.deepcopy(model.policy)
+    model.policy.optimizer.register_step_pre_hook(keep)
+    model.train(gradient_steps=1, batch_size=32)
+
+    def values(first, last, observations):
+        return fake_quantized(last, fake_quantized(first, observations).relu())
+
+    (batch,) = drawn
+    future = values(*(before.sparsifier.targets[name][0] for name in layers), batch.next_observations).max(1).values.detach()
+    for name, layer in before.sparsifier.layers.items():
+        assert th.equal(layer.weight, weights[name])
+        # The online network, which came after the target, saw the ranges that this very batch had moved
+        layer.quantizer.load_state_dict(layers[name].quantizer.state_dict())
+    wanted = batch.rewards.flatten() + (1 - batch.dones.flatten()) * 0.99 * future
+    before.optimizer.zero_grad()
+    found = values(*before.sparsifier.layers.values(), batch.observations).gather(1, batch.actions).flatten()
+    th.nn.functional.smooth_l1_loss(found, wanted).backward()
+    for name, layer in before.sparsifier.layers.items():
+        assert gradients[name].abs().max() > 1e-3
+        assert th.allclose(layer.weight.grad, gradients[name], rtol=1e-4, atol=1e-6), name
 
 
 def test_ranges_follow_training_alone():
@@ -345,26 +392,13 @@ def test_resume_in_the_middle_continues_exactly(algorithm, kind, tmp_path):
     networks = list(sparse_policy(sparse_model(algorithm, kind)).sparsifier.networks)
     model = sparse_model(algorithm, kind)
     model.learn(48 if kind == "Mlp" else 28, callback=aware(algorithm, networks=networks))
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
-    assert equal_state(model, loaded)
-    assert_invariants(loaded)
+    # Without the callback or with it: what is quantized stays so
+    callbacks = SparsityLogger(), aware(algorithm, networks=networks)
+    loaded = assert_goes_on_exactly(model, callbacks, tmp_path, gradient_steps=2)
     assert set(quantized_layers(loaded)) == set(quantized_layers(model)) != set()
     shown = observations(model)
     assert np.array_equal(network_output(loaded, shown), network_output(model, shown))
     assert_agrees_with_the_integers(loaded)
-    for one in (model, loaded):
-        off_policy = isinstance(one, OffPolicyAlgorithm)
-        buffer = "replay_buffer" if off_policy else "rollout_buffer"
-        setattr(one, buffer, getattr(model, buffer))
-        # With the callback or without it: what is quantized stays so
-        if one is loaded:
-            start_training(one, aware(algorithm, networks=networks), 100)
-        else:
-            start_training(one, SparsityLogger(), 100)
-        set_random_seed(3)
-        one.train(gradient_steps=2, batch_size=8) if off_policy else one.train()
-    assert equal_state(model, loaded)
 
 
 def test_resume_before_it_begins(tmp_path):
@@ -534,6 +568,36 @@ def test_several_environments_and_dicts():
     model = sparse_model(PPO, "MultiInput", env=DummyVecEnv([lambda: RandomEnv("MultiInput")] * 2))
     assert_agrees_with_the_integers(quantize(model, n_samples=10))
     assert_agrees_with_the_integers(quantize(model, data=observations(model)))
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "space"),
+    [
+        ("Mlp", spaces.Discrete(5)),
+        ("Mlp", spaces.MultiDiscrete([3, 4])),
+        ("Mlp", spaces.MultiBinary((2, 3))),
+        ("Mlp", spaces.Box(-2, 1, (3, 4), np.float32)),
+        (
+            "MultiInput",
+            spaces.Dict(number=spaces.Discrete(4), numbers=spaces.MultiDiscrete([2, 3]), box=spaces.Box(-2, 1, (3,))),
+        ),
+    ],
+    ids=["Discrete", "MultiDiscrete", "MultiBinary", "Box", "Dict"],
+)
+def test_calibration_from_the_replay_buffer_with_any_observations(kind, space, n_envs):
+    def make_env():
+        env = RandomEnv(kind, discrete=True)
+        env.observation_space = copy.deepcopy(space)
+        return env
+
+    model = sparse_model(DQN, kind, env=DummyVecEnv([make_env] * n_envs))
+    model.learn(60)
+    quantized = quantize(model, n_samples=40)
+    quantizer = quantized_layers(quantized)["q_net.q_net.0"].quantizer
+    has_box = kind == "MultiInput" or isinstance(space, spaces.Box)
+    assert (float(quantizer.low) < -1.5, float(quantizer.high) > 0.7) == (has_box, True)
+    assert_agrees_with_the_integers(quantized)
 
 
 def test_a_saved_model_is_quantized_with_data_alone(tmp_path):

@@ -1,6 +1,7 @@
 """The report counts what is there, and its FLOPs are torch's own at sparsity 0."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -8,9 +9,11 @@ import torch as th
 from sb3_contrib import CrossQ, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_sparse import quantize, sparsity_report
+from sb3_sparse import SparsityLogger, quantize, sparsity_report
 from sb3_sparse.accounting import Flops
 from tests.helpers import SUPPORTED, SUPPORTED_IDS, make_model
 
@@ -114,6 +117,40 @@ def test_formats():
     assert all(row.startswith("| ") and row.endswith(" |") for row in rows)
 
 
+class GruExtractor(BaseFeaturesExtractor):
+    """A features extractor without a layer that could be sparse."""
+
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 6)
+        self.gru = nn.GRUCell(7, 6)
+
+    def forward(self, values):
+        return self.gru(values)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, TD3])
+def test_a_network_in_which_nothing_can_be_sparse(algorithm):
+    kwargs = dict(sparsity=0.5, features_extractor_class=GruExtractor, share_features_extractor=True)
+    model = make_model(algorithm, policy_kwargs=kwargs)
+    report = sparsity_report(model)
+    extractor = report.networks["features_extractor"]
+    n_gru = 3 * 6 * (7 + 6 + 2)
+    assert (extractor.n_weights, extractor.n_other, extractor.sparsity, extractor.papers_ratio) == (0, n_gru, 0.0, 1.0)
+    assert extractor.bytes_with_indices == extractor.bytes_dense == 4 * n_gru
+    assert "features_extractor" in str(report)
+    model.learn(20, callback=SparsityLogger())
+
+
+def test_a_network_without_a_weight():
+    model = make_model(DQN, policy_kwargs=dict(sparsity=0.0, net_arch=[4]))
+    masks = {name: th.zeros_like(mask) for name, mask in model.policy.sparsifier.masks().items()}
+    model.policy.sparsifier.set_masks(masks, replan=True)
+    report = sparsity_report(model)
+    assert (report.online.sparsity, report.online.papers_ratio) == (1.0, math.inf)
+    plain = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert plain["online"]["papers_ratio"] is None
+
+
 def test_dense_model_is_refused():
     with pytest.raises(TypeError, match="SparseMlpPolicy"):
         sparsity_report(make_model(TD3, sparse=False))
@@ -143,8 +180,12 @@ def test_quantized_layers_say_their_bits():
     # The compression paper's introduction: 10 % of the weights in 8 bits are 40 times smaller
     assert report.networks["q_net"].papers_ratio == pytest.approx(40, rel=1e-3)
     layer = next(layer for layer in report.layers if layer.name == "q_net.q_net.2")
-    assert layer.scale_bytes == 4 * 64
+    # The scales of 64 outputs, and of the inputs a scale and a zero point of 8 bits
+    assert layer.scale_bytes == 4 * 64 + 4 + 1
     assert layer.packed_bytes == layer.n_active + layer.index_bytes + layer.scale_bytes
+    for input_bits, n_bytes in ((16, 4 + 2), (3, 4 + 1), ("float", 0)):
+        first, *_ = sparsity_report(quantize(model, 4, input_bits=input_bits, data=data)).layers
+        assert first.scale_bytes == 4 * 64 + n_bytes
 
 
 def test_dead_units_are_counted():

@@ -11,10 +11,8 @@ import torch as th
 from sb3_contrib import CrossQ
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.logger import Logger
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import set_random_seed
 
-from sb3_sparse import sparse_policy, to_stock
+from sb3_sparse import quantize, shrink, sparse_policy, sparsify, to_stock
 from sb3_sparse.policies import SparseTD3Policy
 from tests.helpers import (
     ALGORITHMS,
@@ -23,16 +21,13 @@ from tests.helpers import (
     assert_invariants,
     equal_state,
     make_model,
+    observations,
+    same_actions,
+    save_and_load,
     shuffle_masks,
+    train_on_data_of,
     watched,
 )
-
-OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (20, 7)).astype(np.float32)
-
-
-def same_actions(first, second, *, bits=True):
-    actions = [model.predict(OBSERVATIONS, deterministic=True)[0] for model in (first, second)]
-    return np.array_equal(*actions) if bits else np.allclose(*actions, atol=1e-5)
 
 
 def trained(algorithm, kind="Mlp", **policy_kwargs):
@@ -46,19 +41,10 @@ def trained(algorithm, kind="Mlp", **policy_kwargs):
 @pytest.mark.parametrize(("algorithm", "kind"), SUPPORTED, ids=SUPPORTED_IDS)
 def test_round_trip_and_training_goes_on_as_the_original_would(algorithm, kind, tmp_path, monkeypatch):
     model = trained(algorithm, kind)
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
-    assert equal_state(model, loaded)
-    assert_invariants(loaded)
+    loaded = save_and_load(model, tmp_path)
     for one in (model, loaded):
-        buffer = "replay_buffer" if isinstance(one, OffPolicyAlgorithm) else "rollout_buffer"
-        setattr(one, buffer, getattr(model, buffer))
         one.set_logger(Logger(None, []))
-        set_random_seed(3)
-        if isinstance(one, OffPolicyAlgorithm):
-            one.train(gradient_steps=4, batch_size=8)
-        else:
-            one.train()
+        train_on_data_of(model, one, gradient_steps=4)
         # Masks change from the same generator state, so to the same masks
         name = next(name for name, layer in sparse_policy(one).sparsifier.layers.items() if layer.mask_values is not None)
         plan = sparse_policy(one).sparsifier.plan[name]
@@ -102,12 +88,31 @@ def test_to_stock(algorithm, kind, tmp_path):
     assert type(stock.policy) is type(make_model(algorithm, kind, sparse=False).policy)
     assert equal_state(model, stock, ignore_masks=True)
     assert all(th.equal(value, before[name]) for name, value in model.policy.state_dict().items())
-    if kind == "Mlp":
-        assert same_actions(model, stock, bits=False)  # another engine
+    assert same_actions(model, stock, bits=False)  # another engine
     stock.save(tmp_path / "stock.zip")
     with zipfile.ZipFile(tmp_path / "stock.zip") as file:
         assert b"sparse" not in file.read("data").lower()
     stock.learn(24)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [to_stock, shrink, lambda model: quantize(model, data=observations(model)), lambda model: sparsify(model, 0.9)],
+    ids=["to_stock", "shrink", "quantize", "sparsify"],
+)
+@pytest.mark.parametrize("algorithm", [SAC, PPO])
+def test_conversions_leave_the_old_model_to_train_on_as_it_would_have(algorithm, convert):
+    models = []
+    for converted in (False, True):
+        model = make_model(algorithm, policy_kwargs=dict(sparsity=0.7)).learn(40)
+        if converted:
+            new = convert(model)
+            assert new.seed == model.seed == 0
+            assert new.num_timesteps == model.num_timesteps
+            # Nor does the new one meet the very episodes again
+            assert model.get_env()._seeds == [None]
+        models.append(model.learn(40, reset_num_timesteps=False))
+    assert equal_state(*models)
 
 
 def test_to_stock_refuses_dense_models():
@@ -133,6 +138,15 @@ def test_dense_zip_into_sparse_policy(algorithm, tmp_path, monkeypatch):
     assert any(optimizer.state for optimizer in sparse_policy(model).sparsifier.optimizers.values())
     with watched(model, monkeypatch):
         model.learn(40)
+
+
+@pytest.mark.parametrize(("pattern", "sparsity"), [("block:2x2", 0.92), ("block:2x4", 0.88), ("2:3", None)])
+def test_dense_parameters_into_ragged_patterns_give_what_was_planned(pattern, sparsity):
+    model = make_model(DQN, policy_kwargs=dict(pattern=pattern, sparsity=sparsity, net_arch=[9, 7]))
+    planned = dict(model.policy.sparsifier.n_planned)
+    model.set_parameters(make_model(DQN, sparse=False, policy_kwargs=dict(net_arch=[9, 7])).get_parameters())
+    assert model.policy.sparsifier.n_planned == planned
+    assert_invariants(model)
 
 
 def test_dense_parameters_in_any_order_and_in_part(tmp_path):

@@ -11,26 +11,19 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.dqn.policies import QNetwork
 from torch import nn
 
-from sb3_sparse import shrink, sparse_policy, sparsify, sparsity_report, to_stock
+from sb3_sparse import GradualPruning, integer_forward, quantize, shrink, sparse_policy, sparsify, sparsity_report, to_stock
+from sb3_sparse.integer_policy import network_output
 from sb3_sparse.shrink import NarrowNatureCNN
 from sb3_sparse.units import Copy, Hidden, dead_units, find_hidden
-from tests.helpers import DISCRETE, SUPPORTED, SUPPORTED_IDS, RandomEnv, assert_invariants, make_model
+from tests.helpers import DISCRETE, SUPPORTED, SUPPORTED_IDS, RandomEnv, assert_invariants, make_model, observations
 
 SHRINKABLE = [(pair, name) for pair, name in zip(SUPPORTED, SUPPORTED_IDS, strict=True) if pair[0] is not CrossQ]
-
-
-def observations(model, n=12):
-    model.observation_space.seed(0)
-    samples = [model.observation_space.sample() for _ in range(n)]
-    if isinstance(samples[0], dict):
-        return {key: np.stack([sample[key] for sample in samples]) for key in samples[0]}
-    return np.stack(samples)
 
 
 def outputs(model):
     """Everything the online and target networks compute: actions, values, Q-values of both."""
     policy, found = model.policy, []
-    obs = policy.obs_to_tensor(observations(model))[0]
+    obs = policy.obs_to_tensor(observations(model, 12))[0]
     model.policy.set_training_mode(False)
     with th.no_grad():
         if hasattr(policy, "lstm_hidden_state_shape"):
@@ -284,6 +277,23 @@ def test_patterns_are_given_up():
     assert whole.policy.sparsity_config.pattern == "2:4"
 
 
+def test_what_does_not_depend_on_widths_is_kept():
+    own = dict(engine="torch", initial_mask="magnitude", mask_seed=7)
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.0, dense_layers=["first", "*.4"]) | own)
+    masks = model.policy.sparsifier.masks()
+    for name in ("actor.mu.2", "critic.qf0.2"):
+        masks[name][:, :5] = False
+    model.policy.sparsifier.set_masks(masks, replan=True)
+    small = shrink(model)
+    assert own.items() <= small.policy_kwargs.items()
+    # One of the twins lost units, and is filled up with zeros: it cannot be dense
+    assert small.policy_kwargs["dense_layers"] == ["actor.mu.0", "actor.mu.4", "critic.qf1.0", "critic.qf0.4", "critic.qf1.4"]
+    assert same_outputs(model, small)
+    small.learn(60, callback=GradualPruning({"actor": 0.5}, 0.4, 0.8, updates=3))
+    assert small.policy.sparsifier.layers["actor.mu.0"].mask_values is None
+    assert "dense_layers" not in shrink(make_model(TD3, policy_kwargs=dict(sparsity=0.95))).policy_kwargs
+
+
 def test_a_network_that_lost_everything():
     model = make_model(DQN, policy_kwargs=dict(sparsity=0.0))
     masks = model.policy.sparsifier.masks()
@@ -314,6 +324,21 @@ def test_networks_of_ones_own_are_refused():
     with pytest.raises(NotImplementedError, match="q_net is a MyQNetwork: only networks of stock classes"):
         shrink(model)
     assert {layer.no_inputs for layer in sparsity_report(model).layers} == {None}
+
+
+@pytest.mark.parametrize("algorithm", [DQN, SAC])
+def test_quantized_models_stay_quantized(algorithm):
+    model = make_model(algorithm, policy_kwargs=dict(sparsity=0.3, net_arch=[32, 32], activation_fn=nn.Tanh)).learn(40)
+    cut_units(model, 0.3)
+    shown = observations(model, 200)
+    quantized = quantize(model, data=shown)
+    small = shrink(quantized)
+    assert find_hidden(small.policy)[0].copies[0].layer.out_features < 32
+    assert np.array_equal(network_output(small, shown), integer_forward(small, shown))
+    # Not the same actions (scales change), but as near as quantization itself came
+    floats, before, after = (network_output(one, shown) for one in (model, quantized, small))
+    assert 0 < np.abs(after - before).max() < 2 * np.abs(before - floats).max()
+    assert_invariants(small)
 
 
 def test_networks_that_are_no_plain_chains_are_refused():

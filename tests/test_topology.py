@@ -9,11 +9,17 @@ from sb3_contrib import CrossQ
 from stable_baselines3 import DQN, PPO, SAC, TD3
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.logger import configure
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import SET, RigL, sparse_policy
-from tests.helpers import ALGORITHMS, assert_invariants, equal_state, make_model, start_training, watched
+from tests.helpers import (
+    ALGORITHMS,
+    assert_goes_on_exactly,
+    assert_invariants,
+    equal_state,
+    make_model,
+    start_training,
+    watched,
+)
 
 UPDATERS = {
     "SET": lambda: SET(3, 0.3),
@@ -468,23 +474,8 @@ def test_kept_moments_in_training(algorithm, monkeypatch):
 )
 @pytest.mark.parametrize("algorithm", [TD3, SAC, PPO])
 def test_resume_continues_exactly(algorithm, make, tmp_path):
+    first, *callbacks = (make() for _ in range(3))
     model = pruned_model(algorithm)
-    model.learn(64, callback=make())
-    model.save(tmp_path / "model.zip")
-    loaded = algorithm.load(tmp_path / "model.zip", env=model.get_env())
-    assert equal_state(model, loaded)
-    events = []
-    for one in (model, loaded):
-        off_policy = isinstance(one, OffPolicyAlgorithm)
-        buffer = "replay_buffer" if off_policy else "rollout_buffer"
-        setattr(one, buffer, getattr(model, buffer))
-        callback = make()
-        start_training(one, callback, 128)
-        one.num_timesteps = 80
-        callback.on_step()
-        set_random_seed(3)
-        one.train(gradient_steps=8, batch_size=8) if off_policy else one.train()
-        events.append(callback.events)
-        callback.on_training_end()
-    assert events[0] == events[1] != []
-    assert equal_state(model, loaded)
+    model.learn(64, callback=first)
+    assert_goes_on_exactly(model, callbacks, tmp_path, timesteps=(80,), total_timesteps=128)
+    assert callbacks[0].events == callbacks[1].events != []

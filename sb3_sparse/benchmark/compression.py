@@ -123,7 +123,8 @@ class Experiment:
         for name in ("callback", "policy", "n_timesteps", "n_envs", "env_wrapper", "frame_stack"):
             if name in parameters:
                 raise ValueError(f"`--params` {name!r} cannot be changed here")
-        self.entry = {**preset_entry(METHOD, algo, env), **parameters}
+        entry = preset_entry(METHOD, algo, env)
+        self.entry = {**entry, **parameters, "policy_kwargs": self._policy_kwargs(entry["policy_kwargs"], parameters)}
         self.parameters = " ".join(f"{name}={value}" for name, value in sorted(parameters.items()))
         self.steps = round(float(self.entry["n_timesteps"]) / EXTRA) if steps is None else steps
         self.total = round(EXTRA * self.steps)
@@ -136,6 +137,16 @@ class Experiment:
                 f"`--steps` {self.steps} is too short: gradient steps begin at `learning_starts`={model.learning_starts}; "
                 "give more steps, or --params learning_starts:N"
             )
+
+    @staticmethod
+    def _policy_kwargs(preset: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """The preset's, with those that were given: the networks are dense until they are pruned in any case."""
+        given = parameters.get("policy_kwargs", {})
+        if not isinstance(given, Mapping) or "sparsity" in given:
+            raise ValueError(
+                f"`--params` 'policy_kwargs' must be a map without 'sparsity', which `--sparsity` says, got {given!r}"
+            )
+        return {**preset, **given}
 
     def _callbacks(self, sparsity: float) -> list[dict[str, Any]]:
         """The preset's callbacks at a sparsity, quantization beginning at step N to the step."""

@@ -92,6 +92,8 @@ def read_results(file: str | Path) -> list[Result]:
             )
         for row in reader:
             where = f"{file}, line {reader.line_num}"
+            if None in row:
+                raise ValueError(f"{where}: it has {len(row[None])} values too many")
             try:
                 result = Result(**{name: _TYPES[name](row[name]) for name in COLUMNS})
             except (TypeError, ValueError) as error:
