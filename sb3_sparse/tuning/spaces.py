@@ -189,15 +189,11 @@ SEARCHES: dict[str, Search] = {
 }
 
 
-def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
+def known_searches(names: str | Sequence[str]) -> list[str]:
     """
-    Refuse what cannot be searched, or not together.
-
     :param names: Names of searches, or one string of names with commas between them.
-    :param algo: rl-zoo3's name of the algorithm.
     :return: The names, in the order in which they are sampled.
-    :raises ValueError: For unknown names, listing the real ones, for none at all, for an algorithm that a search does not
-        work with, and for searches that contradict each other.
+    :raises ValueError: For unknown names, listing the real ones, and for none at all.
     """
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     for name in wanted:
@@ -205,6 +201,20 @@ def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
             raise ValueError(f"`search` names the unknown {name!r}; the searches are: {', '.join(SEARCHES)}")
     if not wanted:
         raise ValueError(f"`search` names nothing to search; the searches are: {', '.join(SEARCHES)}")
+    return [name for name in SEARCHES if name in wanted]
+
+
+def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
+    """
+    Refuse what cannot be searched, or not together.
+
+    :param names: Names of searches, or one string of names with commas between them.
+    :param algo: rl-zoo3's name of the algorithm.
+    :return: The names, in the order in which they are sampled.
+    :raises ValueError: As :func:`known_searches`, for an algorithm that a search does not work with, and for searches that
+        contradict each other.
+    """
+    wanted = known_searches(names)
     algorithm = algorithm_of(algo)
     if "stock" in wanted and algo not in stock_algorithms():
         raise ValueError(f"`search` names 'stock', but rl-zoo3 has no sampler for {algo}: leave it out")
@@ -217,7 +227,7 @@ def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
         raise ValueError(f"`search` names 'n_step', which needs a replay buffer; {algo} has none")
     if "quantization" in wanted and algo == "ppo_lstm":
         raise ValueError("`search` names 'quantization', but ppo_lstm's LSTM cannot be quantized")
-    return [name for name in SEARCHES if name in wanted]
+    return wanted
 
 
 def check_configuration(names: Sequence[str], algo: str, hyperparameters: Mapping[str, Any]) -> None:
