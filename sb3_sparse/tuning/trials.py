@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sb3_sparse.tuning.configuration import as_yaml
+from sb3_sparse.tuning.draft import Draft
 
 #: User attributes of a trial: what it trained, as the text of a configuration file, and the algorithm.
 CONFIGURATION, ALGO = "configuration", "algo"
@@ -100,3 +101,25 @@ def convert_stock(converter: Callable[[dict[str, Any]], dict[str, Any]], params:
     if "noise_type" in entries and entries["noise_type"] is None:
         del entries["noise_type"], entries["noise_std"]
     return entries
+
+
+def found_section(where: tuple[str, str, int], algo: str, env: str, base: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """
+    :param where: Storage, name of the study, and number of the trial.
+    :param algo: rl-zoo3's name of the algorithm.
+    :param env: Id of the environment.
+    :param base: Gives the section that rl-zoo3's own search has changed; only asked if the trial does not hold a whole one.
+    :return: The section that the trial trained, everything in it as YAML holds it.
+    :raises FileNotFoundError: As :func:`find_trial`.
+    :raises ValueError: As :func:`find_trial`, :func:`trial_section` and :func:`convert_stock`.
+    """
+    from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
+
+    trial = find_trial(*where)
+    if (section := trial_section(trial, algo, env)) is not None:
+        return section
+    converter = HYPERPARAMS_CONVERTER.get(algo)
+    converter = getattr(converter, "stock", converter)
+    if converter is None:
+        raise ValueError(f"trial {trial.number} does not say what it trained, and rl-zoo3 has no converter for {algo}")
+    return Draft({**base(), **convert_stock(converter, trial.params)}, algo).written()

@@ -122,6 +122,7 @@ class _Session:
         if draft.is_sparse:
             # A mistake in the configuration is not the trials'
             self.check_policy(draft.written())
+        print(f"Searching for: {', '.join(self.names)}")
         manager.specified_callbacks = [f"{TrialCallbacks.__module__}.{TrialCallbacks.__qualname__}"]
 
     @property
