@@ -89,7 +89,7 @@ def _trial_configuration(known: argparse.Namespace, configuration: str | None) -
     Write what a trial trained to a configuration file of its own in the log folder. rl-zoo3 ignores a ``--trial-id`` of 0, and
     merges others over a configuration that may have changed since.
     """
-    from sb3_sparse.tuning.configuration import read_section, write_section, zoo_configuration
+    from sb3_sparse.tuning.files import read_section, write_section, zoo_configuration
     from sb3_sparse.tuning.trials import found_section
 
     if known.storage is None or known.study_name is None:
@@ -117,7 +117,7 @@ def _searches(arguments: Sequence[str], handed_on: Sequence[str]) -> list[str] |
         return None
     from rl_zoo3.utils import StoreDict
 
-    from sb3_sparse.tuning.configuration import read_section, zoo_configuration
+    from sb3_sparse.tuning.files import read_section, zoo_configuration
     from sb3_sparse.tuning.spaces import check_configuration, check_searches
     from sb3_sparse.tuning.zoo import require_pandas
 

@@ -18,16 +18,15 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
 from sb3_sparse.policies import SPARSE_POLICIES
-from sb3_sparse.tuning.configuration import read_section
 from sb3_sparse.tuning.draft import Draft
+from sb3_sparse.tuning.files import read_section
 from sb3_sparse.tuning.merge import EVALUATED, evaluate, policy_of
 from sb3_sparse.tuning.search_for import SearchFor
-from sb3_sparse.tuning.spaces import check_configuration, check_searches, sample
+from sb3_sparse.tuning.spaces import check_configuration, check_searches, count_inputs, sample
 from sb3_sparse.tuning.stock import stock_sampler
 from sb3_sparse.tuning.trials import convert_stock, find_trial, remember, trial_section
 
@@ -125,11 +124,6 @@ class _Session:
         print(f"Searching for: {', '.join(self.names)}")
         manager.specified_callbacks = [f"{TrialCallbacks.__module__}.{TrialCallbacks.__qualname__}"]
 
-    @property
-    def n_inputs(self) -> int | None:
-        """Size of an observation, None for dicts."""
-        return None if isinstance(self.observation_space, spaces.Dict) else spaces.flatdim(self.observation_space)
-
     def check_policy(self, section: Mapping[str, Any]) -> None:
         """
         Make the policy of a section once, and forget it: whatever its networks cannot have is said here.
@@ -152,7 +146,7 @@ class _Session:
         from optuna import TrialPruned
 
         assert self.names is not None
-        found = sample(trial, self.names, self.algo, self.section, n_inputs=self.n_inputs)
+        found = sample(trial, self.names, self.algo, self.section, n_inputs=count_inputs(self.observation_space))
         remember(trial, self.algo, self.env, found)
         try:
             self.check_policy(found)
