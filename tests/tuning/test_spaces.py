@@ -91,7 +91,7 @@ def base_section(method, algo):
     return small({"policy": "MlpLstmPolicy" if algo == "ppo_lstm" else "MlpPolicy"}, algo)
 
 
-def make_and_train(section, algo, n_inputs):
+def make_and_train(section, algo, n_inputs, kind="Mlp"):
     """What rl-zoo3 does with a section, on an environment that takes no time."""
     arguments = dict(section)
     callbacks = get_callback_list({"callback": arguments.pop("callback", None)})
@@ -103,7 +103,7 @@ def make_and_train(section, algo, n_inputs):
         arguments.pop(name, None)
     if isinstance(arguments.get("learning_rate"), str):
         arguments["learning_rate"] = 1e-3
-    env = RandomEnv(discrete=algo in ("dqn", "qrdqn"), n_inputs=n_inputs)
+    env = RandomEnv(kind, discrete=algo in ("dqn", "qrdqn"), n_inputs=n_inputs)
     model = ALGOS[algo](policy, env, seed=0, device="cpu", **arguments)
     model.learn(n_timesteps, callback=callbacks)
     return model
@@ -141,6 +141,24 @@ def test_any_point_of_any_search_trains(algo):
         assert_invariants(model)
 
     check()
+
+
+@pytest.mark.usefixtures("torch_engine")
+@pytest.mark.parametrize("algo", ["dqn", "ppo", "sac"])
+def test_images(algo):
+    base = small({"policy": "CnnPolicy"}, algo)
+    base["policy_kwargs"]["features_extractor_kwargs"] = {"features_dim": 24}
+    base["n_timesteps"] = 32
+    study, names = trials(), ["sparsity", "pattern", "distribution", "updater", "quantization"]
+    study.enqueue_trial({"pattern": "unstructured", "updater": "rigl"})
+    trial = study.ask()
+    section = check_sample(trial, names, algo, base, count_inputs(RandomEnv("Cnn").observation_space))
+    model = make_and_train(section, algo, 7, "Cnn")
+    assert_invariants(model)
+    # Every network there is has its own sparsity
+    networks = {name.removeprefix("density_") for name in trial.params if name.startswith("density_")}
+    assert networks == set(sparse_policy(model).sparsifier.networks)
+    assert trial.params["distribution_cnn"] == section["policy_kwargs"]["distribution"]
 
 
 @pytest.mark.usefixtures("torch_engine")
