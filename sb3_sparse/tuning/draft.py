@@ -187,7 +187,9 @@ class Draft:
         if new is not None:
             self.policy_kwargs.pop("distribution", None)
             arguments.pop("distribution", None)
-            arguments[key] = dict.fromkeys(networks, new) if is_map else None
+            arguments.pop(key, None)
+            if is_map:
+                arguments[key] = dict.fromkeys(networks, new)
             if self.pruning is not None:
                 self.pruning.pop("scope", None)
             if self.n_inputs is None or parse_pattern(spec).impossible((1, self.n_inputs)) is not None:

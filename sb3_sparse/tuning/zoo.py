@@ -28,7 +28,7 @@ from sb3_sparse.tuning.merge import EVALUATED, evaluate, policy_of
 from sb3_sparse.tuning.search_for import SearchFor
 from sb3_sparse.tuning.spaces import check_configuration, check_searches, count_inputs, sample
 from sb3_sparse.tuning.stock import stock_sampler
-from sb3_sparse.tuning.trials import convert_stock, find_trial, remember, trial_section
+from sb3_sparse.tuning.trials import claim_study, convert_stock, find_trial, remember, trial_section
 
 _NOISES = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
 #: Entries that are not arguments of the algorithm.
@@ -122,6 +122,7 @@ class _Session:
             # A mistake in the configuration is not the trials'
             self.check_policy(draft.written())
         print(f"Searching for: {', '.join(self.names)}")
+        self._is_claimed = False
         manager.specified_callbacks = [f"{TrialCallbacks.__module__}.{TrialCallbacks.__qualname__}"]
 
     def check_policy(self, section: Mapping[str, Any]) -> None:
@@ -146,6 +147,9 @@ class _Session:
         from optuna import TrialPruned
 
         assert self.names is not None
+        if not self._is_claimed:
+            claim_study(trial.study, self.algo, self.env)
+            self._is_claimed = True
         found = sample(trial, self.names, self.algo, self.section, n_inputs=count_inputs(self.observation_space))
         remember(trial, self.algo, self.env, found)
         try:

@@ -341,7 +341,6 @@ def test_patterns():
     """N:M says how sparse everything is; from there on, what it said stays."""
     kwargs = {"sparsity": 0.9, "distribution": "er", "net_arch": [64]}
     assert found_in({"pattern": "1:8"}, "pattern", policy_kwargs=kwargs)["policy_kwargs"] == {
-        "sparsity": None,
         "net_arch": [64],
         "pattern": "1:8",
     }
@@ -352,7 +351,7 @@ def test_patterns():
     # A row of three inputs has no group of four
     for n_inputs in (3, None):
         narrow = found_in({"pattern": "1:4"}, "pattern", n_inputs=n_inputs, policy_kwargs={"dense_layers": "last"})
-        assert narrow["policy_kwargs"] == {"sparsity": None, "pattern": "1:4", "dense_layers": ["last", "first"]}
+        assert narrow["policy_kwargs"] == {"pattern": "1:4", "dense_layers": ["last", "first"]}
 
 
 def test_explicit_distributions_give_way_to_a_sampled_sparsity():

@@ -316,6 +316,10 @@ def test_reading_as_the_zoo_does():
     configure({"n_timesteps": 1}, "Acrobot-v1")
     with pytest.raises(ValueError, match=r"c.yml has no section for 'Pendulum-v1'; it has: Acrobot-v1"):
         read_section("c.yml", "Pendulum-v1")
+    for text, message in (("[", "c.yml is not YAML"), ("1", "c.yml has no sections of environments")):
+        Path("c.yml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_section("c.yml", "Pendulum-v1")
     with pytest.raises(FileNotFoundError, match="'nowhere' is neither a file"):
         read_section("nowhere", "Pendulum-v1")
     with pytest.raises(ValueError, match=r"`policy`=<class .*> cannot be written to a YAML file"):
@@ -379,6 +383,21 @@ def test_mistakes_of_a_configuration_are_not_the_trials():
     made = manager("dqn", "CartPole-v1", "c.yml")
     with pytest.raises(TypeError, match="unknown policy_kwargs 'dense_layer' \\(did you mean 'dense_layers'"):
         made.objective(optuna.create_study().ask())
+
+
+def test_a_study_belongs_to_one_algorithm_and_environment():
+    conf = configure(CARTPOLE)
+    search = [*SHORT, "--optimize", "--search", "sparsity", "--n-trials", "1", "--storage", "s.log", "--study-name", "s"]
+    main(["train", "--algo", "dqn", "--env", "CartPole-v1", *conf, *search])
+    configure(CARTPOLE, "Acrobot-v1")
+    with pytest.raises(
+        SystemExit, match="'s' is a study of dqn on CartPole-v1, not of dqn on Acrobot-v1: choose another name"
+    ):
+        main(["train", "--algo", "dqn", "--env", "Acrobot-v1", *conf, *search])
+    assert len(study_of("s.log").trials) == 1
+    configure(CARTPOLE)
+    main(["train", "--algo", "dqn", "--env", "CartPole-v1", *conf, *search])
+    assert len(study_of("s.log").trials) == 2
 
 
 def test_negative_numbers_count_from_the_end():
