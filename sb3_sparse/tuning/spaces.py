@@ -63,7 +63,7 @@ PRUNING_UPDATES = Integer("pruning_updates", "number of prunings", low=1, high=3
 PRUNING_SCOPE = Choice(
     "pruning_scope",
     "across what magnitudes are compared",
-    f"{_NOT_N_M}, no explicit distribution, distribution is not searched",
+    f"{_NOT_N_M}, pruning has no distribution of its own, distribution is not searched",
     choices=("layer", "global"),
 )
 BITS = Integer("quantization_bits", "bits of a weight", low=2, high=8)
@@ -117,7 +117,8 @@ def _pruning(trial: Any, draft: Draft, names: Sequence[str]) -> None:
         "end": min(begin + PRUNING_LENGTH.suggest(trial), 1.0),
         "updates": PRUNING_UPDATES.suggest(trial),
     }
-    if draft.pattern.fixed_sparsity is None and draft.explicit_distribution is None and "distribution" not in names:
+    has_distribution = draft.explicit_distribution is not None or (draft.pruning or {}).get("distribution") is not None
+    if draft.pattern.fixed_sparsity is None and not has_distribution and "distribution" not in names:
         arguments["scope"] = PRUNING_SCOPE.suggest(trial)
     draft.set_pruning(**arguments)
 
@@ -251,7 +252,7 @@ def check_configuration(names: Sequence[str], algo: str, hyperparameters: Mappin
     updaters = " and ".join(callback.__name__ for callback, _ in draft.updaters)
     fixed = draft.pattern.fixed_sparsity is not None and "pattern" not in names
     explicit = draft.explicit_distribution is not None and "sparsity" not in names
-    says_nothing = draft.is_dense and draft.explicit_distribution is None and "sparsity" not in names
+    says_nothing = draft.is_dense and "sparsity" not in names
     still_dense = says_nothing and not fixed and "pattern" not in names
     buffers = (None, ReplayBuffer, NStepReplayBuffer, DynamicNStepReplayBuffer)
     rules = [

@@ -108,11 +108,10 @@ class _Session:
         written = [name for _, kwargs in draft.marks for name in SearchFor(**kwargs).search]
         names = _chosen or written or (["stock"] if draft.is_sparse else None)
         #: None if the search is rl-zoo3's own affair.
-        self.names = (
-            None if names is None or (names == ["stock"] and not draft.is_sparse) else check_searches(names, self.algo)
-        )
-        if self.names is None:
+        self.names: list[str] | None = None
+        if names is None or (names == ["stock"] and not draft.is_sparse):
             return
+        self.names = check_searches(names, self.algo)
         require_pandas()
         check_configuration(self.names, self.algo, self.section)
         env = manager.create_envs(1, no_log=True)
@@ -121,7 +120,8 @@ class _Session:
         if draft.is_sparse:
             # A mistake in the configuration is not the trials'
             self.check_policy(draft.written())
-        print(f"Searching for: {', '.join(self.names)}")
+        if manager.verbose > 0:
+            print(f"Searching for: {', '.join(self.names)}")
         self._is_claimed = False
         manager.specified_callbacks = [f"{TrialCallbacks.__module__}.{TrialCallbacks.__qualname__}"]
 

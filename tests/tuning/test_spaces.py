@@ -18,6 +18,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from sb3_sparse import RigL, SearchFor, sparse_policy
+from sb3_sparse.cli import main
 from sb3_sparse.policies import SPARSE_POLICIES, SparsePolicyMixin
 from sb3_sparse.presets import preset_entry
 from sb3_sparse.tuning.merge import evaluate, policy_of
@@ -389,6 +390,37 @@ def test_a_preset_that_prunes_gets_its_final_sparsity():
     assert [entry for entry in found["callback"] if name not in entry] == [e for e in base["callback"] if name not in e]
 
 
+def test_pruning_to_a_sampled_goal_begins_dense():
+    """From where it can be reached: pruned weights never return."""
+    pruning = {"final_sparsity": 0.95, "distribution": "uniform", "begin": 0.1, "end": 0.9}
+    callback = {"sb3_sparse.GradualPruning": pruning}
+    for kwargs in ({"sparsity": 0.5, "distribution": "er"}, {"distribution": {"actor.mu.0": 0.5}}):
+        named = {name: value for name, value in kwargs.items() if value == "er"}
+        found = found_in({"density_actor": 0.8, "density_critic": 0.8}, "sparsity", policy_kwargs=kwargs, callback=callback)
+        assert found["policy_kwargs"] == {"sparsity": 0.0, **named}
+        final = {"final_sparsity": {"actor": 0.2, "critic": 0.2}}
+        assert found["callback"] == [{"sb3_sparse.GradualPruning": {**pruning, **final}}]
+        spread = found_in({"distribution": "erk"}, "distribution", policy_kwargs=kwargs, callback=callback)
+        assert spread["policy_kwargs"] == {"sparsity": 0.0, "distribution": "erk"}
+        assert "distribution" not in spread["callback"][0]["sb3_sparse.GradualPruning"]
+        n_m = found_in({"pattern": "1:4"}, "pattern", policy_kwargs=kwargs, callback=callback)
+        assert n_m["policy_kwargs"] == {"sparsity": 0.0, "pattern": "1:4"}
+        assert n_m["callback"] == [{"sb3_sparse.GradualPruning": {"begin": 0.1, "end": 0.9}}]
+    # Across layers there is no distribution, so that is not sampled where there is one
+    schedule = {"pruning_begin": 0.2, "pruning_length": 0.5, "pruning_updates": 9}
+    found = found_in(schedule, "pruning", callback=callback)
+    assert found["callback"] == [{"sb3_sparse.GradualPruning": {**pruning, "begin": 0.2, "end": 0.7, "updates": 9}}]
+
+
+def test_hindsight_replay_is_searched_by_the_zoo():
+    params = dict(one_minus_gamma=0.01, batch_size_pow=3, learning_rate=1e-3, train_freq=1, tau=0.01, net_arch="small")
+    her = dict(replay_buffer_class="HerReplayBuffer", replay_buffer_kwargs="dict(n_sampled_goal=9, copy_info_dict=True)")
+    chosen = {"n_sampled_goal": 2, "goal_selection_strategy": "final"}
+    found = found_in({**params, **chosen}, "stock", "sac", policy="SparseMultiInputPolicy", **her)
+    assert found["replay_buffer_class"] == "HerReplayBuffer"
+    assert found["replay_buffer_kwargs"] == {**chosen, "copy_info_dict": True}
+
+
 def test_multi_step_targets():
     delay = {"n_step": 3, "n_step_delay": 0.25, "n_step_entropy": "every_step"}
     base = dict(n_steps=5, gamma=0.9, replay_buffer_kwargs="dict(handle_timeout_termination=False)")
@@ -490,7 +522,9 @@ def test_a_configuration_can_say_what_it_is_searched_for():
         SearchFor(["x"])
 
 
-def test_the_guide_has_the_searches_as_they_are():
+def test_the_guide_has_the_searches_as_they_are(capsys):
+    main(["searches"])
+    assert capsys.readouterr().out.strip() == searches_table()
     guide = (Path(__file__).parents[2] / "docs" / "guide" / "tuning.md").read_text()
     assert searches_table() in guide
     for search in SEARCHES.values():
