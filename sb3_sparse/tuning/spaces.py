@@ -356,5 +356,6 @@ def searches_table(names: Sequence[str] = tuple(SEARCHES)) -> str:
         search = SEARCHES[name]
         lines.append(f"| **`{name}`** | | | {search.description} | |")
         for parameter in search.parameters:
-            lines.append(f"| | `{parameter.name}` | {parameter.values} | {parameter.meaning} | {parameter.when} |")
+            when = f"{parameter.when} " if parameter.when else ""
+            lines.append(f"| | `{parameter.name}` | {parameter.values} | {parameter.meaning} | {when}|")
     return "\n".join(lines)
