@@ -74,6 +74,7 @@ setup(
         "sb3_sparse.benchmark",
         "sb3_sparse.engine",
         "sb3_sparse.hyperparams",
+        "sb3_sparse.tuning",
         *(f"sb3_sparse.hyperparams.{method}" for method in find_namespace_packages("hyperparams")),
     ],
     package_dir={"sb3_sparse.hyperparams": "hyperparams"},
