@@ -35,9 +35,12 @@ def recommended(points: Sequence[Point], random: float | None = None) -> Point |
 def _text(subject: Subject, point: Point, study_name: str, command: str) -> str:
     low, high = point.interval()
     measures = point.measures
-    seeds = f"{len(point.returns)} reporting seeds, 95 % interval {low:.1f} to {high:.1f}" if len(point.returns) > 1 else "1 seed"
+    seeds = (
+        f"{len(point.returns)} reporting seeds, 95 % interval {low:.1f} to {high:.1f}" if len(point.returns) > 1 else "1 seed"
+    )
+    name = "The dense reference" if point.row.is_dense else f"Trial {point.row.number}"
     lines = [
-        f"# {'The dense reference' if point.row.is_dense else f'Trial {point.row.number}'} of the study {study_name!r} of sb3-sparse tune",
+        f"# {name} of the study {study_name!r} of sb3-sparse tune",
         f"# return {point.mean:.1f} ({seeds}), sparsity {100 * measures['sparsity']:.2f} % of the networks that act,",
         f"# {measures['flops']:,.0f} FLOPs, {measures['bytes']:,.0f} bytes, {measures['parameters']:,.0f} parameters",
         f"# {command}",
@@ -45,7 +48,9 @@ def _text(subject: Subject, point: Point, study_name: str, command: str) -> str:
     return "\n".join(lines) + "\n" + point.row.configuration
 
 
-def export(subject: Subject, points: Sequence[Point], folder: Path, study_name: str, random: float | None = None) -> list[Path]:
+def export(
+    subject: Subject, points: Sequence[Point], folder: Path, study_name: str, random: float | None = None
+) -> list[Path]:
     """
     Write the front as rl-zoo3's YAML: ``trial-<number>.yml`` for each of its points, ``dense.yml``, and under the algorithm's
     name (``td3.yml``) the recommended one once more. Files that are there are replaced.

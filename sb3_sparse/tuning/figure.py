@@ -73,9 +73,7 @@ def _draw(axes: Any, subject: Subject, rows: Sequence[Tried], points: Sequence[P
         axes.spines[side].set_visible(False)
 
 
-def plot_front(
-    subject: Subject, rows: Sequence[Tried], points: Sequence[Point], output: str | Path
-) -> list[Path]:
+def plot_front(subject: Subject, rows: Sequence[Tried], points: Sequence[Point], output: str | Path) -> list[Path]:
     """
     Return against each of the other objectives, one panel each: all trials, the front and the dense reference with the
     intervals of their reporting seeds.
@@ -96,7 +94,7 @@ def plot_front(
     except ImportError as error:
         raise ImportError(f"figures need matplotlib ({error}): pip install 'sb3-sparse[plots]'") from error
     costs = subject.objectives[1:]
-    n_seeds = {len(point.returns) for point in points}
+    n_seeds = max((len(point.returns) for point in points), default=0)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb3-sparse", "font.size": 9}):
         figure = Figure(figsize=(5.2 * len(costs), 4.3), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
         FigureCanvasAgg(figure)
@@ -104,8 +102,8 @@ def plot_front(
         for axes, cost in zip(panels, costs, strict=True):
             _draw(axes, subject, rows, points, cost)
         title = f"{subject.algo.upper()}, {subject.env}, {subject.section['n_timesteps']:,} steps, {len(rows)} trials"
-        if n_seeds and max(n_seeds):
-            title += f"; front: {max(n_seeds)} reporting seeds x {subject.episodes} episodes, 95 % intervals"
+        if n_seeds:
+            title += f"; front: {n_seeds} reporting seeds x {subject.episodes} episodes, 95 % intervals"
         figure.suptitle(title, fontsize=9)
         handles: dict[str, Any] = {}
         for axes in panels:

@@ -31,7 +31,9 @@ RETURN = "return"
 OBJECTIVES: dict[str, Objective] = {
     RETURN: Objective("return", True, "mean return of the evaluation's episodes after the last training step"),
     "flops": Objective("FLOPs of an action", False, "of deciding on one action, counted from the positions that exist"),
-    "bytes": Objective("bytes", False, "of the networks that choose actions, every layer in its smallest encoding with indices"),
+    "bytes": Objective(
+        "bytes", False, "of the networks that choose actions, every layer in its smallest encoding with indices"
+    ),
     "parameters": Objective("parameters", False, "of the networks that choose actions, as many as exist"),
     "latency": Objective("latency (µs)", False, "median time of predict() for one observation, on this machine"),
 }

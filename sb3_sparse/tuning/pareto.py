@@ -20,7 +20,9 @@ def front(points: Sequence[Sequence[float]]) -> list[int]:
     :return: Indices of the points that no other dominates, in their order; of equal points all.
     """
     return [
-        index for index, point in enumerate(points) if not any(dominates(other, point) for other in points if other is not point)
+        index
+        for index, point in enumerate(points)
+        if not any(dominates(other, point) for other in points if other is not point)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -10,10 +11,8 @@ from pathlib import Path
 def _machine() -> str:
     """This machine since it was booted, and within it the space that process numbers belong to."""
     parts = [socket.gethostname()]
-    try:
+    with contextlib.suppress(OSError):  # Not Linux
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
-    except OSError:
-        pass  # Not Linux
     return " ".join(parts)
 
 

@@ -61,7 +61,9 @@ class Progress:
         trials = {name: found for name, found in by_job(self.study.get_trials(deepcopy=False)).items() if name in self.names}
         counted = [outcome(found) for found in trials.values()]
         over = sum(is_over(found) for found in trials.values())
-        failed = sum(is_over(found) and trial.state == TrialState.FAIL for found, trial in zip(trials.values(), counted, strict=True))
+        failed = sum(
+            is_over(found) and trial.state == TrialState.FAIL for found, trial in zip(trials.values(), counted, strict=True)
+        )
         running = [trial for trial in counted if trial.state == TrialState.RUNNING]
         parts = [f"{time.strftime('%H:%M:%S')} {self.title}: {over} of {len(self.names)} done"]
         if failed:

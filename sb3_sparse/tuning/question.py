@@ -87,7 +87,9 @@ class _Trainer:
         :return: Its trainings.
         """
         return [
-            row for name, row in self.rows.items() if row.attributes["asked"] == sparsity and name.startswith("report ") == report
+            row
+            for name, row in self.rows.items()
+            if row.attributes["asked"] == sparsity and name.startswith("report ") == report
         ]
 
     def table(self) -> str:
@@ -154,7 +156,7 @@ def keep(
     :raises ValueError: For everything that is wrong, before anything is trained; and if the dense reference learns nothing.
     """
     require_positive("--keep", fraction, below=1)
-    if not 0.5 <= require_positive("--confidence", confidence, below=1):
+    if require_positive("--confidence", confidence, below=1) < 0.5:
         raise ValueError(f"`--confidence` must be in [0.5, 1), got {confidence!r}")
     require_integer("--max-seeds", max_seeds, low=FIRST)
     require_integer("--trials", trials, low=FIRST_DENSE + FIRST)
@@ -176,36 +178,23 @@ def keep(
         sampler="random",
     )
     place = place or Place()
-    session = Session(subject, place)
-    trainer = _Trainer(session)
-    floor = session.random_return(subject.episode_seeds)
-    bisection = Bisection(
-        trainer.run,
-        keep=fraction,
-        floor=floor,
-        confidence=confidence,
-        budget=trials,
-        max_seeds=max_seeds,
-        batch=place.workers,
-    )
-    accepted = bisection.search()
-    for decision in bisection.decisions:
-        limits = f"{decision.low:.1f} to {decision.high:.1f}" if not math.isnan(decision.low) else "its trainings fail"
-        _say(f"{100 * decision.sparsity:g} % sparse: {decision.verdict} with {decision.seeds} seeds, margin {limits}")
-    seeds = range(report_seeds)
-    floor = session.random_return(range(REPORT_EPISODES, REPORT_EPISODES + episodes))
-    answer, confirmed = 0.0, False
-    for answer in accepted:
-        trainer.run([(sparsity, index) for index in seeds for sparsity in (0.0, answer)], report=True)
-        good = [[row.mean for row in trainer.of(sparsity, report=True) if row.state == "complete"] for sparsity in (answer, 0.0)]
-        if min(map(len, good)) >= 2 and len(good[0]) >= report_seeds - 1:
-            confirmed = margin(good[0], good[1], keep=fraction, floor=floor, confidence=confidence)[1] >= 0
-        if confirmed:
-            break
-        _say(f"{100 * answer:g} % sparse: not confirmed by the reporting seeds")
-    if not confirmed:
-        answer = 0.0
-        trainer.run([(0.0, index) for index in seeds], report=True)
+    with Session(subject, place) as session:
+        trainer = _Trainer(session)
+        bisection = Bisection(
+            trainer.run,
+            keep=fraction,
+            floor=session.random_return(subject.episode_seeds),
+            confidence=confidence,
+            budget=trials,
+            max_seeds=max_seeds,
+            batch=place.workers,
+        )
+        accepted = bisection.search()
+        for decision in bisection.decisions:
+            limits = "its trainings fail" if math.isnan(decision.low) else f"{decision.low:.1f} to {decision.high:.1f}"
+            _say(f"{100 * decision.sparsity:g} % sparse: {decision.verdict} with {decision.seeds} seeds, margin {limits}")
+        floor = session.random_return(range(REPORT_EPISODES, REPORT_EPISODES + episodes))
+        answer = _confirmed(trainer, accepted, report_seeds, keep=fraction, floor=floor, confidence=confidence)
     files = [write_atomically(session.folder / "keep.csv", trainer.table())]
     configuration = trainer.configuration(answer)
     if export_best is not None:
@@ -216,6 +205,20 @@ def keep(
     return Kept(line, answer, bisection.decisions, configuration, files)
 
 
+def _confirmed(trainer: _Trainer, accepted: Sequence[float], n_seeds: int, **limits: float) -> float:
+    """The sparsest of those that were accepted which passes with the reporting seeds too, 0 if none does."""
+    for sparsity in [*accepted, 0.0]:
+        trainer.run([(s, index) for index in range(n_seeds) for s in sorted({0.0, sparsity})], report=True)
+        if not sparsity:
+            break
+        good, dense = ([row.mean for row in trainer.of(s, report=True) if row.state == "complete"] for s in (sparsity, 0.0))
+        # One failed training is bad luck, two are a habit
+        if min(len(good), len(dense)) >= 2 and len(good) >= n_seeds - 1 and margin(good, dense, **limits)[1] >= 0:
+            return sparsity
+        _say(f"{100 * sparsity:g} % sparse: not confirmed by the reporting seeds")
+    return 0.0
+
+
 def _line(trainer: _Trainer, answer: float, fraction: float, confidence: float, floor: float, bisection: Bisection) -> str:
     subject = trainer.session.subject
     where = f"{subject.algo} on {subject.env}, {subject.section['n_timesteps']:,} steps"
@@ -224,7 +227,11 @@ def _line(trainer: _Trainer, answer: float, fraction: float, confidence: float, 
     of_dense = f"dense {dense_mean:.1f} ({dense_low:.1f} to {dense_high:.1f}), random {floor:.1f}"
     if not answer:
         undecided = sum(decision.verdict == "undecided" for decision in bisection.decisions)
-        why = f"; {undecided} of {len(bisection.decisions)} sparsities undecided, more --max-seeds decide more" if undecided else ""
+        why = (
+            f"; {undecided} of {len(bisection.decisions)} sparsities undecided, more --max-seeds decide more"
+            if undecided
+            else ""
+        )
         return f"{where}: no sparsity was shown to keep {fraction:.0%} at {confidence:.0%} confidence ({of_dense}){why}"
     mean, low, high = mean_interval([row.mean for row in rows])
     costs = {name: median(row.measures[name] for row in rows) for name in MEASURES}

@@ -12,6 +12,7 @@ one with the larger number gives way.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +28,14 @@ from sb3_sparse.tuning.processes import identity, is_gone
 
 #: How often a job may kill its process before it counts as failed: what runs out of memory shall not do so for ever.
 MAX_ATTEMPTS = 3
+#: Seconds between two looks at a queue.
+PAUSE = 0.5
 #: A trial that was taken by nobody in particular belongs to a process that vanished in between.
 _UNCLAIMED = timedelta(seconds=60)
 
 JOB, WORKER, REASON = "job", "worker", "reason"
+#: Of a trial whose worker was ended on purpose, which is no attempt.
+INTERRUPTED = "interrupted"
 #: Reason of a trial that another one of the same job made superfluous.
 SUPERFLUOUS = "superfluous"
 
@@ -66,13 +71,21 @@ def by_job(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
     return found
 
 
-def outcome(trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+def outcome(trials: Sequence[FrozenTrial]) -> FrozenTrial:
     """
-    :param trials: All trials of a job.
+    :param trials: All trials of a job, at least one.
     :return: The one that counts: the first that was not killed, or the last one if all were.
     """
     alive = [trial for trial in trials if not was_killed(trial)]
-    return alive[0] if alive else trials[-1] if trials else None
+    return alive[0] if alive else trials[-1]
+
+
+def n_attempts(trials: Sequence[FrozenTrial]) -> int:
+    """
+    :param trials: All trials of a job.
+    :return: How many of them were begun, and not interrupted by the user.
+    """
+    return sum(INTERRUPTED not in trial.user_attrs for trial in trials)
 
 
 def is_over(trials: Sequence[FrozenTrial]) -> bool:
@@ -80,8 +93,10 @@ def is_over(trials: Sequence[FrozenTrial]) -> bool:
     :param trials: All trials of a job.
     :return: Whether nothing more comes of it.
     """
+    if not trials:
+        return False
     trial = outcome(trials)
-    return trial is not None and trial.state.is_finished() and (not was_killed(trial) or len(trials) >= MAX_ATTEMPTS)
+    return trial.state.is_finished() and (not was_killed(trial) or n_attempts(trials) >= MAX_ATTEMPTS)
 
 
 def fill(study: optuna.Study, jobs: Sequence[Job]) -> int:
@@ -96,7 +111,7 @@ def fill(study: optuna.Study, jobs: Sequence[Job]) -> int:
     n_new = 0
     for job in jobs:
         trials = present.get(job.name, [])
-        if not trials or (all(map(was_killed, trials)) and len(trials) < MAX_ATTEMPTS):
+        if not trials or (all(map(was_killed, trials)) and n_attempts(trials) < MAX_ATTEMPTS):
             parameters = trials[-1].params if trials else {}
             attributes = {**job.attributes, JOB: job.name}
             if trials:
@@ -139,6 +154,21 @@ def claim(study: optuna.Study, storage: BaseStorage) -> Trial | None:
             continue
         return Trial(study, trial_id)
     return None
+
+
+def interrupt(study: optuna.Study, storage: BaseStorage, pids: Iterable[int]) -> None:
+    """
+    Say that the trials of these processes of this machine, which are about to be ended, are no failed attempts.
+
+    :param study: The study.
+    :param storage: Its storage.
+    :param pids: The processes' numbers.
+    """
+    workers = [identity(pid) for pid in pids]
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if trial.user_attrs.get(WORKER) in workers:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                storage.set_trial_user_attr(trial_id_of(study, storage, trial.number), INTERRUPTED, True)
 
 
 def release_dead(study: optuna.Study, storage: BaseStorage) -> list[int]:

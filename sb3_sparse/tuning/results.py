@@ -53,7 +53,6 @@ class Tried:
 
 def _tried(trials: Sequence[FrozenTrial]) -> Tried:
     trial = outcome(trials)
-    assert trial is not None
     attributes, reason = trial.user_attrs, str(trial.user_attrs.get(REASON, ""))
     if trial.state in _STATES:
         state = _STATES[trial.state]
@@ -180,8 +179,10 @@ def importances(study: optuna.Study, subject: Subject) -> dict[str, dict[str, fl
         warnings.simplefilter("ignore")
         for index, name in enumerate(subject.objectives):
             sign = -1.0 if OBJECTIVES[name].maximize else 1.0
-            found[name] = get_param_importances(
-                study, evaluator=PedAnovaImportanceEvaluator(), target=lambda trial, i=index, s=sign: s * trial.values[i]
-            )
+
+            def target(trial: FrozenTrial, index: int = index, sign: float = sign) -> float:
+                return sign * trial.values[index]
+
+            found[name] = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), target=target)
         found["front"] = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     return found

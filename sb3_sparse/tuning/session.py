@@ -114,7 +114,8 @@ def make_subject(
 
 class Session:
     """
-    A subject, its storage and its workers. The constructor opens the study, and checks that it can.
+    A subject, its storage and its workers, which end with the ``with`` block. The constructor opens the study, and checks that
+    it can.
 
     :param subject: What the study is about.
     :param place: Where it is.
@@ -135,6 +136,14 @@ class Session:
         self.storage: BaseStorage = open_storage(self.address)
         self.study = open_study(self.storage, self.name, subject, resume=place.resume)
         self.folder.mkdir(parents=True, exist_ok=True)
+        names = [self.name, self.name + REPORT_SUFFIX]
+        self.pool = Pool(self.storage, self.address, names, self.folder, place.workers)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.stop()
 
     def work(self, study: optuna.Study, jobs: Sequence[Job], title: str) -> list[Tried]:
         """
@@ -144,8 +153,7 @@ class Session:
         :return: All jobs of the study.
         """
         subject = self.subject if study is self.study else self.report_subject
-        progress = Progress(study, subject, jobs, title, self.place.workers)
-        Pool(self.storage, self.address, self.folder, self.place.workers).run(study, jobs, progress)
+        self.pool.run(study, jobs, Progress(study, subject, jobs, title, self.place.workers))
         return tried(study)
 
     @property

@@ -1,4 +1,4 @@
-"""Opening an Optuna storage: a journal file or a database by URL, with errors that say what is wrong before anything starts."""
+"""Opening an Optuna storage, a journal file or a database by URL: what is wrong with it is said before anything starts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 #: Seconds between two signs of life of a trial in a database, and after how many without one its process counts as gone.
 #: Processes of the same machine are looked at themselves; this is for the others.
 HEARTBEAT, GRACE = 60, 600
+#: Environment variable through which workers get the storage.
+STORAGE_VARIABLE = "SB3_SPARSE_STORAGE"
 #: Seconds to wait for a server, and for a lock in it.
 _CONNECT_TIMEOUT, _LOCK_TIMEOUT = 10, 30
 
@@ -28,7 +30,7 @@ _CONNECT_TIMEOUT, _LOCK_TIMEOUT = 10, 30
 class WholeLineBackend(JournalFileBackend):
     """
     Optuna's journal file, safe against a process that is killed in the middle of a line: Optuna appends to the torn line, and
-    no process can read the journal any more. Here the torn line, an operation that nobody was told to be done, is cut off first.
+    no process can read the journal any more. Here the torn line, an operation that nobody knows to be done, is cut off first.
     """
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -148,7 +150,8 @@ def open_storage(storage: str) -> BaseStorage:
     if not is_url(storage):
         if Path(storage).suffix != ".log":
             raise ValueError(
-                f"`--storage` must be a journal, NAME.log, or a database's URL such as postgresql://host/database, got {storage!r}"
+                "`--storage` must be a journal, NAME.log, or a database's URL such as postgresql://host/database, "
+                f"got {storage!r}"
             )
         return _open_journal(Path(storage))
     with _explained(storage):

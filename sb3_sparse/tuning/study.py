@@ -1,5 +1,7 @@
-"""A study in its storage: what it is about, written into it, so that every process does the same and no other study is taken
-for it."""
+"""
+A study in its storage: what it is about is written into it, so that every process does the same, and no other study is taken
+for it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
 
 from sb3_sparse.tuning.objectives import OBJECTIVES
 from sb3_sparse.tuning.queue import Job
@@ -85,8 +88,9 @@ class Subject:
         :return: The subject.
         """
         lists = {"objectives", "search"}
-        names = [column.name for column in fields(cls)]
-        return cls(**{name: tuple(values[name]) if name in lists else values[name] for name in names})
+        arguments: dict[str, Any] = {column.name: values[column.name] for column in fields(cls)}
+        arguments |= {name: tuple(arguments[name]) for name in lists}
+        return cls(**arguments)
 
 
 def make_sampler(subject: Subject, index: int) -> BaseSampler:
@@ -157,7 +161,10 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
     :return: The study.
     :raises ValueError: If it is there and may not, or is about something else.
     """
-    directions = ["maximize" if OBJECTIVES[objective].maximize else "minimize" for objective in subject.objectives]
+    directions = [
+        StudyDirection.MAXIMIZE if OBJECTIVES[objective].maximize else StudyDirection.MINIMIZE
+        for objective in subject.objectives
+    ]
     study = load_study(storage, name)
     if study is None:
         try:

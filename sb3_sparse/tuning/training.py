@@ -103,6 +103,19 @@ def make_manager(task: Task, file: Path, seed: int, folder: Path, hyperparams: d
     )
 
 
+def _make_model(manager: ExperimentManager) -> BaseAlgorithm:
+    """rl-zoo3 gives no model only when it tunes by itself."""
+    made = manager.setup_experiment()
+    assert made is not None
+    return made[0]
+
+
+def _training_env(model: BaseAlgorithm) -> VecEnv:
+    env = model.get_env()
+    assert env is not None
+    return env
+
+
 def check_trainable(task: Task, section: Mapping[str, Any], folder: Path) -> spaces.Space:
     """
     Make the model that a configuration describes, and throw it away: what is wrong is said before anything is trained.
@@ -119,16 +132,16 @@ def check_trainable(task: Task, section: Mapping[str, Any], folder: Path) -> spa
     with contextlib.redirect_stdout(io.StringIO()):
         manager = make_manager(task, file, 0, folder, small)
         try:
-            model = manager.setup_experiment()[0]
+            model = _make_model(manager)
         except (AssertionError, TypeError, ValueError, KeyError, ImportError) as error:
             raise ValueError(
                 f"rl-zoo3 cannot make a {task.algo} model for {task.env!r} of this configuration: {error}\n{dict(section)}"
             ) from error
-    model.get_env().close()
+    _training_env(model).close()
     if isinstance(model, OffPolicyAlgorithm) and model.learning_starts >= manager.n_timesteps:
         raise ValueError(
-            f"`--steps` {manager.n_timesteps} is too short: gradient steps begin at `learning_starts`={model.learning_starts}; "
-            "give more steps, or --params learning_starts:N"
+            f"`--steps` {manager.n_timesteps} is too short: gradient steps begin at "
+            f"`learning_starts`={model.learning_starts}; give more steps, or --params learning_starts:N"
         )
     return model.observation_space
 
@@ -188,7 +201,7 @@ def random_return(task: Task, section: Mapping[str, Any], seeds: Sequence[int], 
     file.write_text(dump(task, section))
     with contextlib.redirect_stdout(io.StringIO()):
         manager = make_manager(task, file, 0, folder, {"buffer_size": 1} if _is_off_policy(task.algo) else None)
-        manager.setup_experiment()[0].get_env().close()
+        _training_env(_make_model(manager)).close()
         env = manager.create_envs(1, eval_env=True)
     try:
         return float(np.mean(episode_returns(RandomPolicy(env), env, seeds)))
@@ -223,7 +236,7 @@ def train(
     # In rl-zoo3's order
     set_random_seed(seed)
     manager = make_manager(task, file, seed, folder)
-    model = manager.setup_experiment()[0]
+    model = _make_model(manager)
     manager.callbacks.append(_StopDiverged())
     manager.learn(model)
     require_finite(model)
@@ -231,7 +244,7 @@ def train(
         manager.save_trained_model(model)
     env = manager.create_envs(1, eval_env=True)
     try:
-        sync_envs_normalization(model.get_env(), env)
+        sync_envs_normalization(_training_env(model), env)
         returns = episode_returns(model, env, episode_seeds, deterministic=manager.deterministic_eval)
     finally:
         env.close()

@@ -127,20 +127,20 @@ def tune(
         seeds=seeds,
         sampler=sampler,
     )
-    session = Session(subject, place or Place())
-    rows = session.work(session.study, search_jobs(trials), "search")
-    best = tuning_front(subject, rows)
-    if not best:
-        reasons = {row.reason for row in rows if row.reason}
-        raise ValueError(f"none of the {len(rows)} trials was trained to its end: {'; '.join(sorted(reasons))[:500]}")
-    files = write(session)
-    if report_seeds:
-        study = session.report(create=True)
-        assert study is not None
-        chosen = {row.number: row for row in [*(row for row in rows if row.is_dense and row.state == "complete"), *best]}
-        jobs = report_jobs([(row.number, row.configuration) for row in chosen.values()], report_seeds)
-        session.work(study, jobs, "report")
+    with Session(subject, place or Place()) as session:
+        rows = session.work(session.study, search_jobs(trials), "search")
+        best = tuning_front(subject, rows)
+        if not best:
+            reasons = "; ".join(sorted({row.reason for row in rows if row.reason}))
+            raise ValueError(f"none of the {len(rows)} trials was trained to its end: {reasons[:500]}")
         files = write(session)
+        if report_seeds:
+            study = session.report(create=True)
+            assert study is not None
+            chosen = {row.number: row for row in [*(row for row in rows if row.is_dense and row.state == "complete"), *best]}
+            jobs = report_jobs([(row.number, row.configuration) for row in chosen.values()], report_seeds)
+            session.work(study, jobs, "report")
+            files = write(session)
     rows, found = collect(session)
     if export_best is not None:
         random = session.random_return(range(REPORT_EPISODES, REPORT_EPISODES + episodes))

@@ -1,5 +1,5 @@
 """
-A process that works off a study's queue: ``python -m sb3_sparse.tuning.worker STORAGE STUDY FOLDER``, started by
+A process that works off the queues of studies: ``python -m sb3_sparse.tuning.worker FOLDER STUDY ...``, started by
 ``sb3-sparse tune``, several at a time.
 """
 
@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from optuna.trial import Trial, TrialState
 import sb3_sparse  # noqa: F401  # registers the policies
 from sb3_sparse.tuning.configuration import dense
 from sb3_sparse.tuning.objectives import RETURN
-from sb3_sparse.tuning.queue import REASON, claim, trial_id_of
+from sb3_sparse.tuning.queue import PAUSE, REASON, claim, trial_id_of
 from sb3_sparse.tuning.spaces import sample
-from sb3_sparse.tuning.storage import HEARTBEAT, open_storage
-from sb3_sparse.tuning.study import REFERENCE, Subject, make_sampler, subject_of
+from sb3_sparse.tuning.storage import HEARTBEAT, STORAGE_VARIABLE, open_storage
+from sb3_sparse.tuning.study import REFERENCE, Subject, load_study, make_sampler, subject_of
 from sb3_sparse.tuning.training import Diverged, dump, train
 
 
@@ -122,43 +122,51 @@ def _record(study: optuna.Study, trial: Trial, values: list[float] | None, reaso
     print(f"trial {trial.number}: {reason or values}", flush=True)
 
 
-def work(storage: BaseStorage, study_name: str, folder: Path) -> None:
+def _do(study: optuna.Study, storage: BaseStorage, trial: Trial, folder: Path) -> None:
+    """Train a trial and record what came of it; nothing that goes wrong in it is fatal to others."""
+    subject = subject_of(study)
+    study.sampler = make_sampler(subject, trial.user_attrs.get("index", 0))
+    print(f"--- {study.study_name}, trial {trial.number}", flush=True)
+    values, reason = None, None
+    try:
+        with signs_of_life(storage, trial_id_of(study, storage, trial.number)):
+            measures = run_trial(trial, subject, folder / f"{study.study_name}-{trial.number}")
+        values = [measures[name] for name in subject.objectives]
+    except Diverged as error:
+        reason = f"diverged: {error}"
+    except Exception as error:
+        traceback.print_exc()
+        reason = f"{type(error).__name__}: {error}"
+    _record(study, trial, values, reason)
+
+
+def work(storage: BaseStorage, names: Sequence[str], folder: Path) -> None:
     """
-    Work off the queue until it is empty, or until the process that started this one is gone.
+    Do whatever waits in some studies, until the process that started this one is gone.
 
     :param storage: The storage.
-    :param study_name: Name of the study.
+    :param names: Names of the studies, some of which may come into being later.
     :param folder: Folder of the trials' files.
     """
     parent = os.getppid()
-    study = optuna.load_study(study_name=study_name, storage=storage)
-    subject = subject_of(study)
     while os.getppid() == parent:
-        trial = claim(study, storage)
-        if trial is None:
-            return
-        study.sampler = make_sampler(subject, trial.user_attrs.get("index", 0))
-        print(f"--- {study_name}, trial {trial.number}", flush=True)
-        values, reason = None, None
-        try:
-            with signs_of_life(storage, trial_id_of(study, storage, trial.number)):
-                measures = run_trial(trial, subject, folder / f"{study_name}-{trial.number}")
-            values = [measures[name] for name in subject.objectives]
-        except Diverged as error:
-            reason = f"diverged: {error}"
-        except Exception as error:
-            traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
-        _record(study, trial, values, reason)
+        for name in names:
+            study = load_study(storage, name)
+            trial = claim(study, storage) if study is not None else None
+            if study is not None and trial is not None:
+                _do(study, storage, trial, folder)
+                break
+        else:
+            time.sleep(PAUSE)
 
 
 def main() -> None:
-    """Entry point of the process; the storage comes through the environment, for a URL may hold a password."""
+    """Entry point of the process."""
     # What is cut short by Ctrl-C, rl-zoo3 would take for trained. Whoever started this process ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     th.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    work(open_storage(os.environ["SB3_SPARSE_STORAGE"]), sys.argv[1], Path(sys.argv[2]))
+    work(open_storage(os.environ[STORAGE_VARIABLE]), sys.argv[2:], Path(sys.argv[1]))
 
 
 if __name__ == "__main__":
