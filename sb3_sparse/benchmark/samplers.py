@@ -44,6 +44,9 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "nsgaii, population 50": lambda seed: NSGAIISampler(seed=seed),
     "nsgaii, population 20": lambda seed: NSGAIISampler(seed=seed, population_size=20),
     "gp": lambda seed: GPSampler(seed=seed, warn_independent_sampling=False),
+    "gp, tpe for the rest": lambda seed: GPSampler(
+        seed=seed, warn_independent_sampling=False, independent_sampler=TPESampler(seed=seed, multivariate=False)
+    ),
 }
 
 

@@ -46,7 +46,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help="what is searched: sparsity, distribution, pattern, updater, ... (default: sparsity; an unknown name lists all)",
     )
-    search.add_argument("--sampler", choices=["tpe", "random"], help="Optuna's sampler (default: tpe)")
+    search.add_argument("--sampler", choices=["gp", "tpe", "random"], help="Optuna's sampler (default: gp)")
     search.add_argument("--seeds", type=int, metavar="N", help="trainings of a trial, whose mean return counts (default: 1)")
 
     question = parser.add_argument_group("one-line question")

@@ -18,6 +18,10 @@ def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
 
 
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def run(arguments: argparse.Namespace) -> None:
     """
     Search, or answer the question, and print what came out.
@@ -41,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
         raise ImportError(f"tune needs rl-zoo3 ({error}): pip install 'sb3-sparse[zoo]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # As Ctrl-C: workers are ended, and their trials wait for whoever resumes
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         _run(arguments)
     except KeyboardInterrupt:

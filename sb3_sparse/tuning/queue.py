@@ -33,7 +33,7 @@ PAUSE = 0.5
 #: A trial that was taken by nobody in particular belongs to a process that vanished in between.
 _UNCLAIMED = timedelta(seconds=60)
 
-JOB, WORKER, REASON = "job", "worker", "reason"
+JOB, WORKER, REASON, PARAMETERS = "job", "worker", "reason", "given_parameters"
 #: Of a trial whose worker was ended on purpose, which is no attempt.
 INTERRUPTED = "interrupted"
 #: Reason of a trial that another one of the same job made superfluous.
@@ -112,11 +112,10 @@ def fill(study: optuna.Study, jobs: Sequence[Job]) -> int:
     for job in jobs:
         trials = present.get(job.name, [])
         if not trials or (all(map(was_killed, trials)) and n_attempts(trials) < MAX_ATTEMPTS):
-            parameters = trials[-1].params if trials else {}
             attributes = {**job.attributes, JOB: job.name}
             if trials:
-                attributes["replaces"] = trials[-1].number
-            study.enqueue_trial(dict(parameters), user_attrs=attributes)
+                attributes |= {PARAMETERS: trials[-1].params, "replaces": trials[-1].number}
+            study.enqueue_trial({}, user_attrs=attributes)
             n_new += 1
     return n_new
 

@@ -14,15 +14,16 @@ from gymnasium import spaces
 from optuna.storages import BaseStorage
 from stable_baselines3.common.preprocessing import is_image_space
 
-from sb3_sparse.checks import require_choice, require_integer
+from sb3_sparse.checks import require_integer
 from sb3_sparse.tuning.configuration import dense, load_section
 from sb3_sparse.tuning.pool import Pool
 from sb3_sparse.tuning.progress import Progress
 from sb3_sparse.tuning.queue import Job
 from sb3_sparse.tuning.results import Tried, tried
+from sb3_sparse.tuning.sampling import check_sampler
 from sb3_sparse.tuning.spaces import check_configuration, sample
 from sb3_sparse.tuning.storage import open_storage
-from sb3_sparse.tuning.study import REPORT_EPISODES, SAMPLERS, Subject, load_study, open_study
+from sb3_sparse.tuning.study import REPORT_EPISODES, Subject, load_study, open_study
 from sb3_sparse.tuning.training import check_trainable, random_return
 
 REPORT_SUFFIX = "-report"
@@ -85,7 +86,7 @@ def make_subject(
     require_integer("--episodes", episodes, low=1)
     require_integer("--seed", seed, low=0, high=REPORT_EPISODES)
     require_integer("--seeds", seeds, low=1, high=100)
-    require_choice("--sampler", sampler, SAMPLERS)
+    check_sampler(sampler)
     section = load_section(algo, env, method=method, conf_file=conf_file, steps=steps, parameters=parameters)
     subject = Subject(
         kind=kind,

@@ -13,7 +13,6 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
@@ -27,7 +26,6 @@ _KEY = "sb3_sparse"
 TUNING_EPISODES, REPORT_EPISODES = 1_000_003, 2_000_003
 #: First seed of the trainings that are reported. Those that choose begin at the study's own.
 REPORT_SEED = 1000
-SAMPLERS = ("tpe", "random")
 REFERENCE = "dense"
 
 
@@ -46,7 +44,7 @@ class Subject:
     :param episodes: Of each evaluation.
     :param seed: First seed of trainings that choose, and of the sampler.
     :param seeds: Trainings of a trial; the return is their mean.
-    :param sampler: One of :data:`SAMPLERS`.
+    :param sampler: One of :data:`sb3_sparse.tuning.sampling.SAMPLERS`.
     """
 
     kind: str
@@ -91,19 +89,6 @@ class Subject:
         arguments: dict[str, Any] = {column.name: values[column.name] for column in fields(cls)}
         arguments |= {name: tuple(arguments[name]) for name in lists}
         return cls(**arguments)
-
-
-def make_sampler(subject: Subject, index: int) -> BaseSampler:
-    """
-    :param subject: What the study is about.
-    :param index: Which trial it is for. Each has its own random numbers: neither a study that is interrupted nor one that is
-        shared by several processes tries the same twice.
-    :return: Optuna's sampler.
-    """
-    seed = 1_000_003 * subject.seed + index
-    if subject.sampler == "random":
-        return RandomSampler(seed=seed)
-    return TPESampler(seed=seed, multivariate=False)
 
 
 def subject_of(study: optuna.Study) -> Subject:

@@ -78,7 +78,7 @@ def tune(
     seed: int = 0,
     seeds: int = 1,
     report_seeds: int = 3,
-    sampler: str = "tpe",
+    sampler: str = "gp",
     place: Place | None = None,
     export_best: str | Path | None = None,
 ) -> Found:
@@ -99,7 +99,7 @@ def tune(
     :param seed: First seed of the trainings that choose.
     :param seeds: Such trainings of each trial; their mean return counts.
     :param report_seeds: Trainings of the front and the reference afterwards, with other seeds and other episodes; 0 for none.
-    :param sampler: ``"tpe"`` or ``"random"``.
+    :param sampler: One of :data:`sb3_sparse.tuning.sampling.SAMPLERS`.
     :param place: Folder, storage and processes.
     :param export_best: Folder for configurations that rl-zoo3 trains, see :func:`sb3_sparse.tuning.export.export`.
     :return: What came out.

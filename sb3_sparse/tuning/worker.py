@@ -28,38 +28,39 @@ import sb3_sparse  # noqa: F401  # registers the policies
 from sb3_sparse.tuning.configuration import dense
 from sb3_sparse.tuning.objectives import RETURN
 from sb3_sparse.tuning.queue import PAUSE, REASON, claim, trial_id_of
-from sb3_sparse.tuning.spaces import sample
+from sb3_sparse.tuning.sampling import sample_next
 from sb3_sparse.tuning.storage import HEARTBEAT, STORAGE_VARIABLE, open_storage
-from sb3_sparse.tuning.study import REFERENCE, Subject, load_study, make_sampler, subject_of
+from sb3_sparse.tuning.study import REFERENCE, Subject, load_study, subject_of
 from sb3_sparse.tuning.training import Diverged, dump, train
 
 
-def _section(trial: Trial, subject: Subject) -> dict[str, Any]:
+def _section(study: optuna.Study, trial: Trial, subject: Subject) -> dict[str, Any]:
     """The configuration of a trial: a given one, the dense one, or one that the sampler chooses."""
     given = trial.user_attrs.get("configuration")
     if given is not None:
         return yaml.safe_load(given)[subject.env]
     if trial.user_attrs.get(REFERENCE):
         return dense(subject.section, subject.algo)
-    return sample(trial, subject.search, subject.algo, subject.section, n_inputs=subject.n_inputs)
+    return sample_next(study, trial, subject)
 
 
 def _mean(results: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
 
 
-def run_trial(trial: Trial, subject: Subject, folder: Path) -> Mapping[str, float]:
+def run_trial(study: optuna.Study, trial: Trial, subject: Subject, folder: Path) -> Mapping[str, float]:
     """
     Train and evaluate the configuration of a trial. What is found out goes into its attributes.
 
-    :param trial: A trial that belongs to this process.
+    :param study: A study.
+    :param trial: A trial of it that belongs to this process.
     :param subject: What the study is about.
     :param folder: New folder for the trial's files.
     :return: Every measure by name.
     :raises Diverged: If a training did.
     """
     start = time.monotonic()
-    section = _section(trial, subject)
+    section = _section(study, trial, subject)
     trial.set_user_attr("configuration", dump(subject.task, section))
     seed = trial.user_attrs.get("seed")
     seeds = subject.training_seeds if seed is None else [seed]
@@ -125,12 +126,11 @@ def _record(study: optuna.Study, trial: Trial, values: list[float] | None, reaso
 def _do(study: optuna.Study, storage: BaseStorage, trial: Trial, folder: Path) -> None:
     """Train a trial and record what came of it; nothing that goes wrong in it is fatal to others."""
     subject = subject_of(study)
-    study.sampler = make_sampler(subject, trial.user_attrs.get("index", 0))
     print(f"--- {study.study_name}, trial {trial.number}", flush=True)
     values, reason = None, None
     try:
         with signs_of_life(storage, trial_id_of(study, storage, trial.number)):
-            measures = run_trial(trial, subject, folder / f"{study.study_name}-{trial.number}")
+            measures = run_trial(study, trial, subject, folder / f"{study.study_name}-{trial.number}")
         values = [measures[name] for name in subject.objectives]
     except Diverged as error:
         reason = f"diverged: {error}"
