@@ -5,6 +5,7 @@ Importing this package registers ``SparseMlpPolicy``, ``SparseCnnPolicy`` and ``
 algorithm of Stable-Baselines3 and sb3-contrib.
 """
 
+import sys
 from importlib.metadata import version
 
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
@@ -53,6 +54,7 @@ from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.report import SparsityReport, sparsity_report
 from sb3_sparse.shrink import shrink
 from sb3_sparse.topology import TopologyEvent
+from sb3_sparse.tuning.search_for import SearchFor
 
 __version__ = version("sb3-sparse")
 
@@ -65,6 +67,7 @@ __all__ = [
     "MaskRefresh",
     "QuantizationAware",
     "RigL",
+    "SearchFor",
     "SparseActorCriticCnnPolicy",
     "SparseActorCriticPolicy",
     "SparseCrossQPolicy",
@@ -107,3 +110,9 @@ __all__ = [
 ]
 
 register_policies()
+
+if "rl_zoo3.hyperparams_opt" in sys.modules:
+    # rl-zoo3 has imported this package, as it does for a policy, a callback or --gym-packages
+    from sb3_sparse.tuning.zoo import register_searches
+
+    register_searches()

@@ -19,15 +19,18 @@ from sb3_sparse.quantization_aware import QuantizationAware
 from sb3_sparse.refresh import MaskRefresh
 from sb3_sparse.replay import DelayedNStep
 from sb3_sparse.tuning.merge import (
+    EVALUATED,
     Callbacks,
     accepted,
     algorithm_of,
     evaluate,
     plain,
     policy_of,
+    source,
     sparse_twin,
     write_kwargs,
 )
+from sb3_sparse.tuning.search_for import SearchFor
 
 #: Updaters that keep the number of weights.
 UPDATERS = (SET, RigL, MaskRefresh)
@@ -57,6 +60,9 @@ class Draft:
         self.policy_kwargs = plain(self._kwargs["policy_kwargs"])
         self.buffer_kwargs = plain(self._kwargs["replay_buffer_kwargs"])
         self.callbacks = Callbacks(self.values.get("callback"))
+        #: What the configuration says of its own searches; its own affair, and no part of what is found.
+        self.marks = self.callbacks.of(SearchFor)
+        self.callbacks.remove(SearchFor)
         if "policy" not in self.values:
             raise ValueError("`policy` is missing from the configuration")
         self.policy = policy_of(algo, self.values["policy"])
@@ -68,6 +74,11 @@ class Draft:
         for name, new in (("policy_kwargs", self.policy_kwargs), ("replay_buffer_kwargs", self.buffer_kwargs)):
             if new or name in result:
                 result[name] = write_kwargs(self.values.get(name), self._kwargs[name], new)
+        for name, value in result.items():
+            if isinstance(value, type):
+                result[name] = source(value) if name in EVALUATED else f"{value.__module__}.{value.__qualname__}"
+            elif isinstance(value, tuple):
+                result[name] = list(value)
         callbacks = self.callbacks.written()
         if callbacks or self._had_callbacks:
             result["callback"] = callbacks

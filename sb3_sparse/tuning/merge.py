@@ -40,12 +40,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, bool, int, float))
 
 
-def _source(value: Any) -> str:
-    """An expression that rl-zoo3 evaluates to the value."""
+def source(value: Any) -> str:
+    """
+    :param value: A value.
+    :return: An expression that rl-zoo3 evaluates to it.
+    """
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{key!r}: {_source(item)}' for key, item in value.items())}}}"
+        return f"{{{', '.join(f'{key!r}: {source(item)}' for key, item in value.items())}}}"
     if isinstance(value, list):
-        return f"[{', '.join(_source(item) for item in value)}]"
+        return f"[{', '.join(source(item) for item in value)}]"
     if isinstance(value, type):
         if value.__module__.startswith("torch.nn."):
             return f"nn.{value.__name__}"
@@ -82,8 +85,8 @@ def write_kwargs(written: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -
     kept = [key for key in old if key in new]
     if not isinstance(written, str) or len(kept) < len(old):
         # Nothing of the text is of use, or something must go
-        return _source(dict(new))
-    return f"{{**({written}), **{_source(changes)}}}" if changes else written
+        return source(dict(new))
+    return f"{{**({written}), **{source(changes)}}}" if changes else written
 
 
 def find_class(name: str) -> Any:

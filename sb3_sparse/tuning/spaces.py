@@ -9,8 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from sb3_sparse.buffers import DynamicNStepReplayBuffer
 from sb3_sparse.growth import SET, RigL
 from sb3_sparse.refresh import RULES, MaskRefresh
 from sb3_sparse.schedules import SCHEDULES
@@ -189,15 +192,11 @@ SEARCHES: dict[str, Search] = {
 }
 
 
-def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
+def known_searches(names: str | Sequence[str]) -> list[str]:
     """
-    Refuse what cannot be searched, or not together.
-
     :param names: Names of searches, or one string of names with commas between them.
-    :param algo: rl-zoo3's name of the algorithm.
     :return: The names, in the order in which they are sampled.
-    :raises ValueError: For unknown names, listing the real ones, for none at all, for an algorithm that a search does not
-        work with, and for searches that contradict each other.
+    :raises ValueError: For unknown names, listing the real ones, and for none at all.
     """
     wanted = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
     for name in wanted:
@@ -205,6 +204,20 @@ def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
             raise ValueError(f"`search` names the unknown {name!r}; the searches are: {', '.join(SEARCHES)}")
     if not wanted:
         raise ValueError(f"`search` names nothing to search; the searches are: {', '.join(SEARCHES)}")
+    return [name for name in SEARCHES if name in wanted]
+
+
+def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
+    """
+    Refuse what cannot be searched, or not together.
+
+    :param names: Names of searches, or one string of names with commas between them.
+    :param algo: rl-zoo3's name of the algorithm.
+    :return: The names, in the order in which they are sampled.
+    :raises ValueError: As :func:`known_searches`, for an algorithm that a search does not work with, and for searches that
+        contradict each other.
+    """
+    wanted = known_searches(names)
     algorithm = algorithm_of(algo)
     if "stock" in wanted and algo not in stock_algorithms():
         raise ValueError(f"`search` names 'stock', but rl-zoo3 has no sampler for {algo}: leave it out")
@@ -217,7 +230,7 @@ def check_searches(names: str | Sequence[str], algo: str) -> list[str]:
         raise ValueError(f"`search` names 'n_step', which needs a replay buffer; {algo} has none")
     if "quantization" in wanted and algo == "ppo_lstm":
         raise ValueError("`search` names 'quantization', but ppo_lstm's LSTM cannot be quantized")
-    return [name for name in SEARCHES if name in wanted]
+    return wanted
 
 
 def check_configuration(names: Sequence[str], algo: str, hyperparameters: Mapping[str, Any]) -> None:
@@ -234,48 +247,64 @@ def check_configuration(names: Sequence[str], algo: str, hyperparameters: Mappin
         draft.make_sparse()
     updaters = " and ".join(callback.__name__ for callback, _ in draft.updaters)
     fixed = draft.pattern.fixed_sparsity is not None and "pattern" not in names
-    explicit = draft.explicit_distribution is not None
-    still_dense = draft.is_dense and not explicit and not fixed and "sparsity" not in names and "pattern" not in names
-    refusals = {
-        "sparsity": f"`pattern`={draft.pattern.spec!r} says how sparse its networks are: search 'pattern' as well" * fixed,
-        "distribution": (
-            f"`pattern`={draft.pattern.spec!r} gives every layer the same sparsity" * fixed
-            or "its `distribution` says how sparse each layer is: search 'sparsity' as well"
-            * (explicit and "sparsity" not in names)
-            or "nothing of it is sparse: search 'sparsity' as well" * still_dense
+    explicit = draft.explicit_distribution is not None and "sparsity" not in names
+    says_nothing = draft.is_dense and draft.explicit_distribution is None and "sparsity" not in names
+    still_dense = says_nothing and not fixed and "pattern" not in names
+    buffers = (None, ReplayBuffer, NStepReplayBuffer, DynamicNStepReplayBuffer)
+    rules = [
+        ("sparsity", fixed, f"`pattern`={draft.pattern.spec!r} says how sparse its networks are: search 'pattern' as well"),
+        (
+            "distribution",
+            fixed,
+            f"`pattern`={draft.pattern.spec!r} gives every layer the same sparsity: search 'pattern' as well",
         ),
-        "pattern": (
-            "its MaskRefresh works with N:M alone: search 'updater' as well"
-            * ("MaskRefresh" in updaters and "updater" not in names)
-            or "its `distribution` says how sparse each layer is: search 'sparsity' as well"
-            * (explicit and "sparsity" not in names)
-            or "nothing of it is sparse, which leaves it open how sparse unstructured masks are: search 'sparsity' as well"
-            * (draft.is_dense and not explicit and not draft.pattern.fixed_sparsity and "sparsity" not in names)
+        ("distribution", explicit, "its `distribution` says how sparse each layer is: search 'sparsity' as well"),
+        ("distribution", still_dense, "nothing of it is sparse: search 'sparsity' as well"),
+        ("pattern", explicit, "its `distribution` says how sparse each layer is: search 'sparsity' as well"),
+        (
+            "pattern",
+            says_nothing and draft.pattern.fixed_sparsity is None,
+            "nothing of it is sparse, and unstructured masks and blocks do not say how sparse: search 'sparsity' as well",
         ),
-        "updater": (
-            "it prunes gradually, and a network has one updater: choose another configuration, or 'pruning'"
-            * (draft.pruning is not None)
-            or "nothing of it is sparse: search 'sparsity' as well" * still_dense
+        (
+            "pattern",
+            "MaskRefresh" in updaters and "updater" not in names,
+            "its MaskRefresh works with N:M alone: search 'updater' as well",
         ),
-        "pruning": (
-            f"it has {updaters}, and a network has one updater: choose a configuration without" * bool(updaters)
-            or "nothing says how sparse its networks become: search 'sparsity' as well" * still_dense
+        ("updater", draft.pruning is not None, "it prunes gradually, and a network has one updater: leave it out"),
+        ("updater", still_dense, "nothing of it is sparse: search 'sparsity' as well"),
+        ("pruning", bool(updaters), f"it has {updaters}, and a network has one updater: take a configuration without"),
+        ("pruning", still_dense, "nothing says how sparse its networks become: search 'sparsity' as well"),
+        ("cadence", not updaters and "updater" not in names, "it has no updater: search 'updater' as well"),
+        (
+            "drop_fraction",
+            not draft.callbacks.of(SET, RigL) and "updater" not in names,
+            "it has neither SET nor RigL: search 'updater' as well",
         ),
-        "cadence": "it has no updater: search 'updater' as well" * (not updaters and "updater" not in names),
-        "drop_fraction": "it has neither SET nor RigL: search 'updater' as well"
-        * (not draft.callbacks.of(SET, RigL) and "updater" not in names),
-        "n_step": (
-            "hindsight replay has no multi-step targets" * draft.uses_hindsight
-            or "multi-step targets need the whole buffer: set `optimize_memory_usage` to False"
-            * bool(draft.values.get("optimize_memory_usage"))
-            or "the policy's observations are dicts, for which there are no multi-step targets"
-            * ("MultiInput" in draft.policy.__name__)
+        ("n_step", "MultiInput" in draft.policy.__name__, "its observations are dicts, for which there are no such targets"),
+        (
+            "n_step",
+            draft.replay_buffer not in buffers,
+            f"its replay buffer is {draft.replay_buffer}, not made for such targets",
         ),
-    }
-    for name in names:
-        if refusals.get(name):
-            raise ValueError(f"`search` names {name!r}, but the configuration does not allow it: {refusals[name]}")
+        (
+            "n_step",
+            bool(draft.values.get("optimize_memory_usage")),
+            "such targets need the observations that `optimize_memory_usage` leaves out: set it to False",
+        ),
+    ]
+    for name, is_wrong, reason in rules:
+        if name in names and is_wrong:
+            raise ValueError(f"`search` names {name!r}, but the configuration does not allow it: {reason}")
     draft.n_timesteps  # noqa: B018  # raises if there are none
+
+
+def count_inputs(observation_space: spaces.Space) -> int | None:
+    """
+    :param observation_space: Observation space of an environment.
+    :return: The ``n_inputs`` that :func:`sample` wants to know: the size of an observation; None for dicts.
+    """
+    return None if isinstance(observation_space, spaces.Dict) else spaces.flatdim(observation_space)
 
 
 def sample(
@@ -297,7 +326,7 @@ def sample(
     :param names: What to search, see :func:`check_searches`.
     :param algo: rl-zoo3's name of the algorithm.
     :param hyperparameters: One environment's section of an rl-zoo3 configuration, as loaded. Not changed.
-    :param n_inputs: Number of inputs of the policy's first layers, the size of an observation. None if it is not known: first
+    :param n_inputs: Number of inputs of the policy's first layers, see :func:`count_inputs`. None if it is not known: first
         layers are left dense in N:M patterns then, as they are where a row has fewer than M inputs.
     :return: A new section; plain ``rl_zoo3.train -conf`` trains it. No entry of the given one is missing in it, so that it
         may be merged over that. Its ``policy`` is named by a dotted path.
