@@ -76,9 +76,10 @@ def margin(
     difference = fmean(values) - floor - keep * (fmean(dense) - floor)
     parts = [(variance(values) / len(values), len(values) - 1), (keep**2 * variance(dense) / len(dense), len(dense) - 1)]
     total = sum(part for part, _ in parts)
-    if total == 0:
+    # Welch and Satterthwaite, between the smaller and the sum of both; rounded down, so that the limits are rather too wide
+    spread = sum((part / total) ** 2 / n for part, n in parts) if total else 0.0
+    if not spread:
         return difference, difference, difference
-    # Welch and Satterthwaite; rounded down, so that the limits are rather too wide
-    df = max(int(total**2 / sum(part**2 / n for part, n in parts)), 1)
+    df = min(max(int(1 / spread), 1), len(values) + len(dense) - 2)
     half = t_quantile(confidence, df) * math.sqrt(total)
     return difference, difference - half, difference + half
