@@ -10,7 +10,8 @@ from sb3_sparse.tuning.arguments import add_tune_arguments
 
 DESCRIPTION = "Sparse training for Stable-Baselines3"
 ZOO_HELP = {
-    "train": "train through rl-zoo3; --method NAME chooses a preset, everything else is rl-zoo3's (-h lists it)",
+    "train": "train through rl-zoo3; --method NAME chooses a preset, --search NAMES what --optimize searches, everything else "
+    "is rl-zoo3's (-h lists it)",
     "enjoy": "evaluate an agent trained by train; everything is rl-zoo3's (-h lists it)",
 }
 
@@ -21,6 +22,12 @@ def _report(arguments: argparse.Namespace) -> None:
 
     report = sparsity_report(load_model(find_model_file(arguments.model), arguments.algo))
     print({"table": report.__str__, "markdown": report.to_markdown, "json": report.to_json}[arguments.format]())
+
+
+def _searches(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.tuning.spaces import searches_table
+
+    print(searches_table())
 
 
 def _sparsities(values: Sequence[str] | None) -> float | dict[str, float] | None:
@@ -82,6 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in ZOO_HELP.items():
         commands.add_parser(name, help=text, add_help=False)
+    searches = commands.add_parser("searches", help="list what train --optimize --search can search")
+    searches.set_defaults(run=_searches)
     report = commands.add_parser("report", help="say exactly what of a saved model is sparse")
     report.add_argument("model", help="a model's zip, or a folder: the model saved in it last")
     report.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")

@@ -12,7 +12,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import sb3_sparse  # noqa: F401  # registers the policies
@@ -108,27 +108,32 @@ def _trial_configuration(known: argparse.Namespace, configuration: str | None) -
     return file
 
 
-def _searches(arguments: Sequence[str], handed_on: Sequence[str]) -> list[str] | None:
+def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> list[str] | None:
     """
     The names after ``--search``, once everything that rl-zoo3 would only find out after its first trials is known to be well.
     """
     known, _ = _parse("train", arguments)
-    if known.search is None and not known.optimize:
+    if not known.optimize:
+        if known.search is not None:
+            raise ValueError(f"`--search` {known.search!r} says what `--optimize` searches: give that too")
         return None
     from rl_zoo3.utils import StoreDict
 
     from sb3_sparse.tuning.files import read_section, zoo_configuration
     from sb3_sparse.tuning.spaces import check_configuration, check_searches
+    from sb3_sparse.tuning.trials import check_study, open_study
     from sb3_sparse.tuning.zoo import require_pandas
 
-    if not known.optimize:
-        raise ValueError(f"`--search` {known.search!r} says what `--optimize` searches: give that too")
     require_pandas()
+    env = known.env or _DEFAULT_ENV
+    if known.storage is not None and known.study_name is not None:
+        # Whatever is not there yet, rl-zoo3 makes
+        with suppress(FileNotFoundError, LookupError):
+            check_study(open_study(known.storage, known.study_name), known.algo, env)
     if known.search is None:
         return None
     names = check_searches(known.search, known.algo)
-    configuration, _ = _parse("train", handed_on)
-    section = read_section(configuration.conf_file or zoo_configuration(known.algo), known.env or _DEFAULT_ENV)
+    section = read_section(_parse("train", handed_on)[0].conf_file or zoo_configuration(known.algo), env)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
     check_configuration(names, known.algo, {**section, **parser.parse_known_args(list(arguments))[0].hyperparams})
@@ -154,7 +159,7 @@ def run(command: str, arguments: Sequence[str]) -> None:
         from sb3_sparse.tuning.zoo import register_searches, searching
 
         register_searches()
-        context = searching(_searches(arguments, handed_on))
+        context = searching(_checked_searches(arguments, handed_on))
     own = sys.argv
     sys.argv = [f"sb3-sparse {command}", *handed_on]
     try:

@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> None:
         import optuna
         import rl_zoo3  # noqa: F401
     except ModuleNotFoundError as error:
-        raise ImportError(f"tune needs rl-zoo3 ({error}): pip install 'sb3-sparse[zoo]'") from error
+        raise ImportError(f"tune needs rl-zoo3 ({error}): pip install 'sb3-sparse[tuning]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # As Ctrl-C: workers are ended, and their trials wait for whoever resumes
     signal.signal(signal.SIGTERM, _interrupt)

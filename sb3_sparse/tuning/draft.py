@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from stable_baselines3 import DQN, HerReplayBuffer
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
@@ -38,6 +38,8 @@ UPDATERS = (SET, RigL, MaskRefresh)
 #: with cosine, RLx2 too; 100 updates are a cadence of 10,000 steps in a training of a million.
 DEFAULT_UPDATES = 100
 DEFAULT_DROP: dict[str, Any] = {"drop_fraction": 0.5, "drop_schedule": "cosine"}
+#: Algorithms with one network.
+_VALUE_NETWORKS = {"dqn": "q_net", "qrdqn": "quantile_net"}
 BUFFER = "__import__('sb3_sparse').DynamicNStepReplayBuffer"
 
 
@@ -151,10 +153,17 @@ class Draft:
         """The networks that are (or become) sparse: those that a map names, otherwise all that there are."""
         if isinstance(self.sparsity, Mapping) and any(self.sparsity.values()):
             return [network for network, value in self.sparsity.items() if value]
-        if issubclass(self.algorithm, DQN) or self.algo == "qrdqn":
-            return ["q_net" if issubclass(self.algorithm, DQN) else "quantile_net"]
+        if self.algo in _VALUE_NETWORKS:
+            return [_VALUE_NETWORKS[self.algo]]
         shared = self.policy_kwargs.get("share_features_extractor", issubclass(self.algorithm, OnPolicyAlgorithm))
         return ["actor", "critic", *(["features_extractor"] if shared and "Cnn" in self.policy.__name__ else [])]
+
+    def _start_dense(self) -> None:
+        """Gradual pruning to a goal that is sampled begins where any goal can be reached from."""
+        if self.pruning is not None:
+            self.policy_kwargs["sparsity"] = 0.0
+            if isinstance(self.policy_kwargs.get("distribution"), Mapping):
+                del self.policy_kwargs["distribution"]
 
     def set_sparsity(self, sparsity: dict[str, float]) -> None:
         """
@@ -167,11 +176,13 @@ class Draft:
             if "er_epsilon" in explicit:
                 arguments["distribution"] = "er"
         arguments[key] = sparsity
+        self._start_dense()
 
     def set_distribution(self, distribution: str) -> None:
         """
         :param distribution: Name of a distribution.
         """
+        self._start_dense()
         self.policy_kwargs["distribution"] = distribution
         if self.pruning is not None:
             self.pruning.pop("distribution", None)  # it is the policy's then
@@ -187,15 +198,18 @@ class Draft:
         if new is not None:
             self.policy_kwargs.pop("distribution", None)
             arguments.pop("distribution", None)
-            arguments[key] = dict.fromkeys(networks, new) if is_map else None
+            arguments.pop(key, None)
+            if is_map:
+                arguments[key] = dict.fromkeys(networks, new)
             if self.pruning is not None:
-                self.pruning.pop("scope", None)
+                self.pruning.pop("scope", None)  # compares layers, which N:M makes equal
             if self.n_inputs is None or parse_pattern(spec).impossible((1, self.n_inputs)) is not None:
                 dense = self.policy_kwargs.get("dense_layers", [])
                 dense = [dense] if isinstance(dense, str) else list(dense)
                 self.policy_kwargs["dense_layers"] = dense if "first" in dense else [*dense, "first"]
         elif old is not None:
             arguments[key] = dict.fromkeys(networks, old) if is_map else old
+        self._start_dense()
         if spec.startswith("block"):
             for _, kwargs in self.callbacks.of(SET, RigL):
                 kwargs.pop("sign_split", None)  # has no meaning for whole blocks
@@ -272,11 +286,8 @@ class Draft:
         Gradient steps of an off-policy training. Where they come once per episode, whose length nobody knows, as many as
         environment steps.
         """
-        n_envs = int(self.values.get("n_envs", 1))
-        frequency, steps = (
-            self.values.get("train_freq", 4 if self.algo in ("dqn", "qrdqn") else 1),
-            self.values.get("gradient_steps", 1),
-        )
+        n_envs, steps = int(self.values.get("n_envs", 1)), self.values.get("gradient_steps", 1)
+        frequency = self.values.get("train_freq", 4 if self.algo in _VALUE_NETWORKS else 1)
         if isinstance(frequency, (list, tuple)):
             if frequency[1] == "episode":
                 return self.n_learning_steps
@@ -292,8 +303,7 @@ class Draft:
     @property
     def replay_buffer(self) -> Any:
         """Class of the replay buffer, None for the algorithm's own choice."""
-        written = evaluate(self.values.get("replay_buffer_class"))
-        return written
+        return evaluate(self.values.get("replay_buffer_class"))
 
     @property
     def uses_hindsight(self) -> bool:

@@ -28,7 +28,13 @@ def zoo_configuration(algo: str) -> str:
 
 def _load(configuration: str) -> Mapping[str, Any]:
     if configuration.endswith((".yml", ".yaml")):
-        return yaml.safe_load(Path(configuration).read_text())
+        try:
+            sections = yaml.safe_load(Path(configuration).read_text())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{configuration} is not YAML: {error}") from error
+        if not isinstance(sections, dict):
+            raise ValueError(f"{configuration} has no sections of environments")
+        return sections
     if configuration.endswith(".py"):
         variables: dict[str, Any] = {}
         exec(Path(configuration).read_text(), variables)
@@ -50,7 +56,7 @@ def read_section(configuration: str, env: str) -> dict[str, Any]:
     :param env: Id of the environment. One that is not listed gets ``atari`` if it is an Atari game, else ``default``.
     :return: A copy of the section.
     :raises FileNotFoundError: If there is no such configuration.
-    :raises ValueError: If it has nothing for the environment; the message lists what it has.
+    :raises ValueError: If it is no YAML, or has nothing for the environment; the message lists what it has.
     """
     sections = _load(configuration)
     is_atari = env in gym.envs.registry and "AtariEnv" in str(gym.spec(env).entry_point)

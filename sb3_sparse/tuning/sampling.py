@@ -44,7 +44,7 @@ def check_sampler(name: str) -> str:
     """
     require_choice("--sampler", name, list(SAMPLERS))
     if name == "gp" and importlib.util.find_spec("scipy") is None:
-        raise ImportError("the sampler gp needs SciPy: pip install 'sb3-sparse[tune]', or choose --sampler tpe")
+        raise ImportError("the sampler gp needs SciPy: pip install 'sb3-sparse[tuning]', or choose --sampler tpe")
     return name
 
 

@@ -11,8 +11,8 @@ import yaml
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.files import as_yaml
 
-#: User attributes of a trial: what it trained, as the text of a configuration file, and the algorithm.
-CONFIGURATION, ALGO = "configuration", "algo"
+#: User attributes: what a trial trained, as the text of a configuration file; algorithm (of studies too) and environment.
+CONFIGURATION, ALGO, ENV = "configuration", "algo", "env"
 
 
 def remember(trial: Any, algo: str, env: str, section: Mapping[str, Any]) -> None:
@@ -28,38 +28,85 @@ def remember(trial: Any, algo: str, env: str, section: Mapping[str, Any]) -> Non
     trial.set_user_attr(CONFIGURATION, as_yaml(env, section))
 
 
+def check_study(study: Any, algo: str, env: str) -> None:
+    """
+    :param study: A study.
+    :param algo: rl-zoo3's name of the algorithm.
+    :param env: Id of the environment.
+    :raises ValueError: If it is known to search for another algorithm or environment: their trials do not compare.
+    """
+    of = study.user_attrs.get(ALGO), study.user_attrs.get(ENV)
+    if of not in ((None, None), (algo, env)):
+        raise ValueError(
+            f"`study-name` {study.study_name!r} is a study of {of[0]} on {of[1]}, not of {algo} on {env}: choose another name"
+        )
+
+
+def claim_study(study: Any, algo: str, env: str) -> None:
+    """
+    Write into a study whose it is.
+
+    :param study: A study.
+    :param algo: rl-zoo3's name of the algorithm.
+    :param env: Id of the environment.
+    :raises ValueError: As :func:`check_study`.
+    """
+    check_study(study, algo, env)
+    study.set_user_attr(ALGO, algo)
+    study.set_user_attr(ENV, env)
+
+
 def _open_storage(storage: str) -> Any:
+    """:raises FileNotFoundError: If the storage is a file that is not there; Optuna would make it."""
     from optuna.storages import JournalStorage, get_storage
     from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.engine import make_url
     from sqlalchemy.exc import SQLAlchemyError
 
-    is_journal = storage.endswith(".log")
-    file = storage if is_journal else storage.partition("///")[2] if storage.startswith("sqlite") else None
-    if file is not None and not Path(file).is_file():
-        # Optuna would make it
-        raise FileNotFoundError(f"`storage` {storage!r}: there is no such file")
     try:
-        return JournalStorage(JournalFileBackend(storage)) if is_journal else get_storage(storage)
-    except (SQLAlchemyError, ModuleNotFoundError) as error:
+        if storage.endswith(".log"):
+            file: str | None = storage
+        else:
+            url = make_url(storage)
+            file = url.database if url.get_backend_name() == "sqlite" else None
+        if file is not None and not Path(file).is_file():
+            raise FileNotFoundError(f"`storage` {storage!r}: there is no such file")
+        return JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else get_storage(storage)
+    except (SQLAlchemyError, ModuleNotFoundError, RuntimeError) as error:
         raise ValueError(f"`storage` {storage!r} cannot be opened: {error}") from error
 
 
-def find_trial(storage: str, study_name: str, trial_id: int) -> Any:
+def open_study(storage: str, study_name: str) -> Any:
     """
     :param storage: As rl-zoo3 takes it: a journal's file, whose name ends with ``.log``, or a database's URL.
     :param study_name: Name of a study in it.
-    :param trial_id: Number of a trial; negative ones count from the end.
-    :return: The trial.
+    :return: The study.
     :raises FileNotFoundError: If there is no such file.
-    :raises ValueError: If the storage cannot be opened, or there is no such study or trial; the message says what there is.
+    :raises ValueError: If the storage cannot be opened.
+    :raises LookupError: If there is no such study; the message says which there are.
     """
     import optuna
 
     opened = _open_storage(storage)
     names = optuna.get_all_study_names(opened)
     if study_name not in names:
-        raise ValueError(f"`study-name` {study_name!r} is not in {storage}; there are: {', '.join(names) or 'none'}")
-    trials = optuna.load_study(study_name=study_name, storage=opened).trials
+        raise LookupError(f"`study-name` {study_name!r} is not in {storage}; there are: {', '.join(names) or 'none'}")
+    return optuna.load_study(study_name=study_name, storage=opened)
+
+
+def find_trial(storage: str, study_name: str, trial_id: int) -> Any:
+    """
+    :param storage: As in :func:`open_study`.
+    :param study_name: Name of a study in it.
+    :param trial_id: Number of a trial; negative ones count from the end.
+    :return: The trial.
+    :raises FileNotFoundError: If there is no such file.
+    :raises ValueError: If the storage cannot be opened, or there is no such study or trial; the message says what there is.
+    """
+    try:
+        trials = open_study(storage, study_name).trials
+    except LookupError as error:
+        raise ValueError(error.args[0]) from error
     if not -len(trials) <= trial_id < len(trials):
         there_are = f"0 to {len(trials) - 1}" if trials else "none"
         raise ValueError(f"`trial-id` {trial_id} is not in study {study_name!r}; there are: {there_are}")

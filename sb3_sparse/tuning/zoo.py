@@ -28,7 +28,7 @@ from sb3_sparse.tuning.merge import EVALUATED, evaluate, policy_of
 from sb3_sparse.tuning.search_for import SearchFor
 from sb3_sparse.tuning.spaces import check_configuration, check_searches, count_inputs, sample
 from sb3_sparse.tuning.stock import stock_sampler
-from sb3_sparse.tuning.trials import convert_stock, find_trial, remember, trial_section
+from sb3_sparse.tuning.trials import claim_study, convert_stock, find_trial, remember, trial_section
 
 _NOISES = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
 #: Entries that are not arguments of the algorithm.
@@ -108,11 +108,10 @@ class _Session:
         written = [name for _, kwargs in draft.marks for name in SearchFor(**kwargs).search]
         names = _chosen or written or (["stock"] if draft.is_sparse else None)
         #: None if the search is rl-zoo3's own affair.
-        self.names = (
-            None if names is None or (names == ["stock"] and not draft.is_sparse) else check_searches(names, self.algo)
-        )
-        if self.names is None:
+        self.names: list[str] | None = None
+        if names is None or (names == ["stock"] and not draft.is_sparse):
             return
+        self.names = check_searches(names, self.algo)
         require_pandas()
         check_configuration(self.names, self.algo, self.section)
         env = manager.create_envs(1, no_log=True)
@@ -121,7 +120,9 @@ class _Session:
         if draft.is_sparse:
             # A mistake in the configuration is not the trials'
             self.check_policy(draft.written())
-        print(f"Searching for: {', '.join(self.names)}")
+        if manager.verbose > 0:
+            print(f"Searching for: {', '.join(self.names)}")
+        self._is_claimed = False
         manager.specified_callbacks = [f"{TrialCallbacks.__module__}.{TrialCallbacks.__qualname__}"]
 
     def check_policy(self, section: Mapping[str, Any]) -> None:
@@ -146,6 +147,9 @@ class _Session:
         from optuna import TrialPruned
 
         assert self.names is not None
+        if not self._is_claimed:
+            claim_study(trial.study, self.algo, self.env)
+            self._is_claimed = True
         found = sample(trial, self.names, self.algo, self.section, n_inputs=count_inputs(self.observation_space))
         remember(trial, self.algo, self.env, found)
         try:

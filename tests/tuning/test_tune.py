@@ -337,7 +337,7 @@ def test_missing_packages_are_named(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=r"'Hopper-v4' needs MuJoCo, .*pip install 'sb3-sparse\[mujoco\]'"):
         main(["tune", "--algo", "td3", "--env", "Hopper-v4"])
     monkeypatch.setattr(sampling.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install 'sb3-sparse\[tune\]', or choose --sampler tpe"):
+    with pytest.raises(ImportError, match=r"pip install 'sb3-sparse\[tuning\]', or choose --sampler tpe"):
         sampling.check_sampler("gp")
     monkeypatch.setitem(sys.modules, "rl_zoo3", None)
     with pytest.raises(SystemExit, match=r"tune needs rl-zoo3 .*pip install 'sb3-sparse\[zoo\]'"):
