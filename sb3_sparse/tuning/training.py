@@ -238,7 +238,12 @@ def train(
     manager = make_manager(task, file, seed, folder)
     model = _make_model(manager)
     manager.callbacks.append(_StopDiverged())
-    manager.learn(model)
+    try:
+        manager.learn(model)
+    except Exception:
+        # What raises may be no more than what a NaN came upon first
+        require_finite(model)
+        raise
     require_finite(model)
     if save:
         manager.save_trained_model(model)
