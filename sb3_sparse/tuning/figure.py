@@ -103,7 +103,8 @@ def plot_front(subject: Subject, rows: Sequence[Tried], points: Sequence[Point],
             _draw(axes, subject, rows, points, cost)
         title = f"{subject.algo.upper()}, {subject.env}, {subject.section['n_timesteps']:,} steps, {len(rows)} trials"
         if n_seeds:
-            title += f"; front: {n_seeds} reporting seeds x {subject.episodes} episodes, 95 % intervals"
+            seeds = f"{n_seeds} reporting seed{'s' if n_seeds > 1 else ''}"
+            title += f"\nfront: {seeds} x {subject.episodes} episodes{', 95 % intervals' if n_seeds > 1 else ''}"
         figure.suptitle(title, fontsize=9)
         handles: dict[str, Any] = {}
         for axes in panels:

@@ -154,7 +154,7 @@ def points(subject: Subject, rows: Sequence[Tried], report: Sequence[Tried]) -> 
         good = [other for other in again if other.state == "complete"]
         measures = {name: median(other.measures[name] for other in good) for name in MEASURES} if good else row.measures
         n_failed = sum(other.state in ("failed", "diverged", "killed") for other in again)
-        found.append(Point(row, tuple(other.mean for other in good), n_failed, measures, on_front=bool(good or not again)))
+        found.append(Point(row, tuple(other.mean for other in good), n_failed, measures, on_front=bool(good or not n_failed)))
     standing = [point for point in found if point.on_front]
     kept = {id(standing[i]) for i in front([minimised(subject, point.mean, point.measures) for point in standing])}
     found = [Point(point.row, point.returns, point.n_failed, point.measures, id(point) in kept) for point in found]
