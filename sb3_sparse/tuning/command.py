@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,18 @@ def run(arguments: argparse.Namespace) -> None:
     except ModuleNotFoundError as error:
         raise ImportError(f"tune needs rl-zoo3 ({error}): pip install 'sb3-sparse[tuning]'") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    in_main_thread = threading.current_thread() is threading.main_thread()
     # As Ctrl-C: workers are ended, and their trials wait for whoever resumes
-    signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
     try:
         _run(arguments)
     except KeyboardInterrupt:
         sys.exit("sb3-sparse: interrupted; the same command with --resume goes on")
     except ChildProcessError as error:
         sys.exit(f"sb3-sparse: {error}")
+    finally:
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _run(arguments: argparse.Namespace) -> None:
