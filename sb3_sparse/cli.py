@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from sb3_sparse.tuning.arguments import add_tune_arguments
+
 DESCRIPTION = "Sparse training for Stable-Baselines3"
 ZOO_HELP = {
     "train": "train through rl-zoo3; --method NAME chooses a preset, --search NAMES what --optimize searches, everything else "
@@ -66,6 +68,12 @@ def _prune(arguments: argparse.Namespace) -> None:
     print(f"\nwritten to {file}")
 
 
+def _tune(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.tuning.command import run
+
+    run(arguments)
+
+
 def _plot_compression(arguments: argparse.Namespace) -> None:
     from sb3_sparse.benchmark.plots import compression_table, plot_compression
 
@@ -104,6 +112,11 @@ def make_parser() -> argparse.ArgumentParser:
     prune.add_argument("--env", help="environment to train in; found in rl-zoo3's folder if left out")
     prune.add_argument("--seed", type=int, help="seed of the further training")
     prune.set_defaults(run=_prune)
+    tune = commands.add_parser(
+        "tune", help="search for sparse configurations: return against size as a Pareto front, or how sparse it can be"
+    )
+    add_tune_arguments(tune)
+    tune.set_defaults(run=_tune)
     plot = commands.add_parser("plot", help="figures of results, as PNG and SVG")
     figures = plot.add_subparsers(dest="figure", required=True)
     compression = figures.add_parser("compression", help="return against sparsity: pruned, quantized, both, and dense")

@@ -1,4 +1,4 @@
-"""``python -m sb3_sparse.benchmark step|kernels|train|overhead|compression``: see each sub-command's ``-h``."""
+"""``python -m sb3_sparse.benchmark step|kernels|train|overhead|compression|samplers``: see each sub-command's ``-h``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import compression, kernels, overhead, step, train
+from sb3_sparse.benchmark import compression, kernels, overhead, samplers, step, train
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -21,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kernels: "the native kernels alone, against the peak of the core",
         train: "environment steps per second of whole learn()",
         compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
+        samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }
     for module, text in helps.items():
         command = commands.add_parser(module.__name__.rsplit(".", 1)[1], help=text)

@@ -1,0 +1,137 @@
+"""The configuration that a study begins with, and its relatives: the dense one, and the one of a given sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import yaml
+
+from sb3_sparse.checks import require_integer
+from sb3_sparse.environments import require_packages
+from sb3_sparse.gradual import GradualPruning
+from sb3_sparse.growth import SET, RigL
+from sb3_sparse.presets import preset_entry
+from sb3_sparse.quantization_aware import QuantizationAware
+from sb3_sparse.refresh import MaskRefresh
+from sb3_sparse.tuning.merge import Callbacks, algorithm_of, evaluate, plain, policy_of, sparse_twin, write_kwargs
+
+#: What a network of sparsity 0 has instead of the configuration's.
+_DENSE_KWARGS = {"sparsity": 0.0, "distribution": "erk", "pattern": "unstructured"}
+_SPARSE_KWARGS = (*_DENSE_KWARGS, "dense_layers", "initial_mask", "mask_seed")
+
+
+def _section_of_file(file: Path, env: str) -> dict[str, Any]:
+    if file.suffix not in (".yml", ".yaml"):
+        raise ValueError(f"`--conf-file` {file} must be a YAML file: what is found is written as one")
+    if not file.is_file():
+        raise FileNotFoundError(f"`--conf-file`: there is no file {file}")
+    try:
+        sections = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"`--conf-file` {file} is not YAML: {error}") from error
+    if not isinstance(sections, dict):
+        raise ValueError(f"`--conf-file` {file} has no sections of environments")
+    is_atari = "AtariEnv" in str(gym.spec(env).entry_point)
+    key = env if env in sections else "atari" if is_atari and "atari" in sections else "default"
+    if key not in sections:
+        raise ValueError(f"`--conf-file` {file} has no section for {env!r}; it has: {', '.join(map(str, sections))}")
+    return plain(sections[key])
+
+
+def load_section(
+    algo: str,
+    env: str,
+    *,
+    method: str | None = None,
+    conf_file: str | Path | None = None,
+    steps: int | None = None,
+    parameters: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    :param algo: rl-zoo3's name of the algorithm.
+    :param env: Id of the environment.
+    :param method: Name of a preset; ``"static"`` if neither it nor ``conf_file`` is given.
+    :param conf_file: A YAML file of rl-zoo3's instead.
+    :param steps: Environment steps of a training; None: the configuration's.
+    :param parameters: Other hyperparameters than the configuration's.
+    :return: What rl-zoo3 is told of the environment.
+    :raises ValueError: For an algorithm, environment, preset or file that will not do.
+    :raises FileNotFoundError: If there is no such file.
+    :raises ImportError: If a package that the environment needs is not installed.
+    """
+    import rl_zoo3.import_envs  # noqa: F401
+
+    algorithm_of(algo)
+    require_packages(env)
+    if env not in gym.registry:
+        raise ValueError(f"`env`={env!r} is unknown to gymnasium; is the package that registers it imported?")
+    if method is not None and conf_file is not None:
+        raise ValueError("`--method` chooses a configuration file, and `--conf-file` names one: give one of them")
+    section = _section_of_file(Path(conf_file), env) if conf_file else preset_entry(method or "static", algo, env)
+    section |= plain(dict(parameters or {}))
+    total = section.get("n_timesteps") if steps is None else steps
+    section["n_timesteps"] = require_integer("--steps", _whole(total), low=1)
+    return section
+
+
+def _whole(number: Any) -> Any:
+    """YAML files write 1e6."""
+    return int(number) if isinstance(number, float) and number.is_integer() else number
+
+
+def _with_policy(section: Mapping[str, Any], algo: str, new: dict[str, Any], drop: tuple[str, ...]) -> dict[str, Any]:
+    result = plain(dict(section))
+    result["policy"] = sparse_twin(algo, policy_of(algo, section.get("policy")))
+    written = section.get("policy_kwargs")
+    old = evaluate(written) or {}
+    kept = {key: value for key, value in old.items() if key not in drop}
+    result["policy_kwargs"] = write_kwargs(written, old, {**kept, **new})
+    return result
+
+
+def dense(section: Mapping[str, Any], algo: str) -> dict[str, Any]:
+    """
+    The same without sparsity and quantization, bit for bit what stock Stable-Baselines3 trains. The policy is the sparse one
+    at sparsity 0, so that its costs are counted alike; everything else (replay, multi-step targets, rates) stays.
+
+    :param section: A configuration.
+    :param algo: rl-zoo3's name of the algorithm.
+    :return: A new one.
+    """
+    result = _with_policy(section, algo, dict(_DENSE_KWARGS), _SPARSE_KWARGS)
+    callbacks = Callbacks(section.get("callback"))
+    callbacks.remove(SET, RigL, MaskRefresh, GradualPruning, QuantizationAware)
+    result.pop("callback", None)
+    if callbacks.written():
+        result["callback"] = callbacks.written()
+    return result
+
+
+def with_sparsity(section: Mapping[str, Any], algo: str, sparsity: float) -> dict[str, Any]:
+    """
+    The same at another sparsity, in every network that the configuration makes sparse (without any in it, in all). A
+    configuration that prunes while it trains begins as it does and ends at this sparsity.
+
+    :param section: A configuration.
+    :param algo: rl-zoo3's name of the algorithm.
+    :param sparsity: In [0, 1).
+    :return: A new one.
+    """
+    callbacks = Callbacks(section.get("callback"))
+    gradual = callbacks.of(GradualPruning)
+    if not gradual:
+        old = (evaluate(section.get("policy_kwargs")) or {}).get("sparsity")
+        return _with_policy(section, algo, {"sparsity": _everywhere(old, sparsity)}, ())
+    for _, kwargs in gradual:
+        kwargs["final_sparsity"] = _everywhere(kwargs.get("final_sparsity"), sparsity)
+    return {**_with_policy(section, algo, {}, ()), "callback": callbacks.written()}
+
+
+def _everywhere(old: Any, sparsity: float) -> Any:
+    """A map keeps its networks, but for those that it wants dense."""
+    if not isinstance(old, Mapping):
+        return sparsity
+    return {network: sparsity if value else 0.0 for network, value in old.items()}

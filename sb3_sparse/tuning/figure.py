@@ -1,0 +1,120 @@
+"""The figure of a study: return against each of the other objectives."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sb3_sparse.benchmark.plots import figure_files
+from sb3_sparse.tuning.objectives import OBJECTIVES
+from sb3_sparse.tuning.results import Point, Tried
+from sb3_sparse.tuning.study import Subject
+
+#: Okabe and Ito's colours, as in :mod:`sb3_sparse.benchmark.plots`.
+_FRONT, _DENSE, _TRIAL = "#0072B2", "#D55E00", "#999999"
+
+
+def _draw(axes: Any, subject: Subject, rows: Sequence[Tried], points: Sequence[Point], cost: str) -> None:
+    complete = [row for row in rows if row.state == "complete" and not row.is_dense]
+    axes.scatter(
+        [row.measures[cost] for row in complete],
+        [row.mean for row in complete],
+        s=14,
+        color=_TRIAL,
+        alpha=0.6,
+        linewidth=0,
+        label="trial (tuning seed)",
+    )
+    standing = [point for point in points if point.on_front]
+    # What can be had for at most this much
+    steps = sorted((point.measures[cost], point.mean) for point in standing)
+    best, curve = -math.inf, []
+    for x, y in steps:
+        if y > best:
+            best = y
+            curve.append((x, y))
+    if curve:
+        xs, ys = zip(*curve, strict=True)
+        axes.step(xs, ys, where="post", color=_FRONT, linewidth=1.2, zorder=3)
+    for is_dense, color, marker, label in ((False, _FRONT, "o", "front"), (True, _DENSE, "s", "dense reference")):
+        for on_front in (True, False):
+            members = [point for point in points if point.row.is_dense == is_dense and point.on_front == on_front]
+            if not members:
+                continue
+            means = [point.mean for point in members]
+            ends = [point.interval() for point in members]
+            error = [
+                [0.0 if math.isnan(low) else mean - low for mean, (low, _) in zip(means, ends, strict=True)],
+                [0.0 if math.isnan(high) else high - mean for mean, (_, high) in zip(means, ends, strict=True)],
+            ]
+            suffix = "" if on_front or is_dense else ", fell off it when trained again"
+            axes.errorbar(
+                [point.measures[cost] for point in members],
+                means,
+                yerr=error,
+                color=color,
+                marker=marker,
+                markersize=5.5,
+                markerfacecolor=color if on_front or is_dense else "white",
+                linestyle="none",
+                elinewidth=1.1,
+                capsize=2.5,
+                zorder=4,
+                label=f"{label}{suffix}",
+            )
+    axes.set_xscale("log")
+    axes.set_xlabel(OBJECTIVES[cost].label)
+    axes.set_ylabel("return")
+    axes.grid(alpha=0.25, linewidth=0.6)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def plot_front(subject: Subject, rows: Sequence[Tried], points: Sequence[Point], output: str | Path) -> list[Path]:
+    """
+    Return against each of the other objectives, one panel each: all trials, the front and the dense reference with the
+    intervals of their reporting seeds.
+
+    :param subject: What the study is about.
+    :param rows: Its trials.
+    :param points: Its front.
+    :param output: Name of the figure; ``.png`` and ``.svg`` are appended.
+    :return: Both files.
+    :raises ImportError: Without matplotlib, saying how to install it.
+    """
+    targets = figure_files(output)
+    try:
+        from matplotlib import rc_context
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
+    except ImportError as error:
+        raise ImportError(f"figures need matplotlib ({error}): pip install 'sb3-sparse[plots]'") from error
+    costs = subject.objectives[1:]
+    n_seeds = max((len(point.returns) for point in points), default=0)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb3-sparse", "font.size": 9}):
+        figure = Figure(figsize=(5.2 * len(costs), 4.3), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(1, len(costs), squeeze=False)[0]
+        for axes, cost in zip(panels, costs, strict=True):
+            _draw(axes, subject, rows, points, cost)
+        title = f"{subject.algo.upper()}, {subject.env}, {subject.section['n_timesteps']:,} steps, {len(rows)} trials"
+        if n_seeds:
+            seeds = f"{n_seeds} reporting seed{'s' if n_seeds > 1 else ''}"
+            title += f"\nfront: {seeds} x {subject.episodes} episodes{', 95 % intervals' if n_seeds > 1 else ''}"
+        figure.suptitle(title, fontsize=9)
+        handles: dict[str, Any] = {}
+        for axes in panels:
+            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
+        for kind, file in targets.items():
+            partial = file.with_name(f".{file.stem}.partial-{os.getpid()}.{kind}")
+            try:
+                figure.savefig(partial, format=kind, dpi=180, metadata={"Date": None} if kind == "svg" else None)
+                os.replace(partial, file)
+            finally:
+                partial.unlink(missing_ok=True)
+    return list(targets.values())

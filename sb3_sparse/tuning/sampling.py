@@ -1,0 +1,73 @@
+"""
+Which configuration a trial tries. Optuna's samplers learn from the trials that were sampled, and from those alone: the dense
+reference has no parameters, and would make the common ground of all trials, on which some of them work, empty.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomSampler, TPESampler
+from optuna.trial import Trial, TrialState
+
+from sb3_sparse.checks import require_choice
+from sb3_sparse.tuning.queue import PARAMETERS
+from sb3_sparse.tuning.spaces import sample
+from sb3_sparse.tuning.study import Subject
+
+
+def _gp(seed: int) -> BaseSampler:
+    # What only some trials have, the Gaussian process leaves to another
+    others = TPESampler(seed=seed, multivariate=False)
+    return GPSampler(seed=seed, independent_sampler=others, warn_independent_sampling=False)
+
+
+#: Samplers by name, made from a seed; the first is the default. ``python -m sb3_sparse.benchmark samplers`` compares them.
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "gp": _gp,
+    "tpe": lambda seed: TPESampler(seed=seed, multivariate=False),
+    "random": lambda seed: RandomSampler(seed=seed),
+}
+
+
+def check_sampler(name: str) -> str:
+    """
+    :param name: What the user wants.
+    :return: The same.
+    :raises ValueError: If there is no such sampler.
+    :raises ImportError: If it needs a package that is not installed.
+    """
+    require_choice("--sampler", name, list(SAMPLERS))
+    if name == "gp" and importlib.util.find_spec("scipy") is None:
+        raise ImportError("the sampler gp needs SciPy: pip install 'sb3-sparse[tuning]', or choose --sampler tpe")
+    return name
+
+
+def sample_next(study: optuna.Study, trial: Trial, subject: Subject) -> dict[str, Any]:
+    """
+    Let a sampler choose, and record what it chose.
+
+    :param study: The study; its sampler is replaced.
+    :param trial: A trial of it that belongs to this process. Its ``index`` seeds the sampler: neither a study that is
+        interrupted nor one that several processes share tries the same twice. Parameters that it was given stay.
+    :param subject: What the study is about.
+    :return: The configuration.
+    """
+    seed = 1_000_003 * subject.seed + trial.user_attrs["index"]
+    arguments = (subject.search, subject.algo, subject.section)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # A copy of the study in memory, with what the sampler shall know
+        copy = optuna.create_study(directions=study.directions, sampler=SAMPLERS[subject.sampler](seed))
+        known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
+        copy.add_trials([other for other in known if other.params and other.number != trial.number])
+        copy.enqueue_trial(trial.user_attrs.get(PARAMETERS, {}))
+        chosen = copy.ask()
+        sample(chosen, *arguments, n_inputs=subject.n_inputs)
+        study.sampler = PartialFixedSampler(chosen.params, RandomSampler(seed=seed))
+        return sample(trial, *arguments, n_inputs=subject.n_inputs)

@@ -1,0 +1,161 @@
+"""Opening an Optuna storage, a journal file or a database by URL: what is wrong with it is said before anything starts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+
+#: Seconds between two signs of life of a trial in a database, and after how many without one its process counts as gone.
+#: Processes of the same machine are looked at themselves; this is for the others.
+HEARTBEAT, GRACE = 60, 600
+#: Environment variable through which workers get the storage.
+STORAGE_VARIABLE = "SB3_SPARSE_STORAGE"
+#: Seconds to wait for a server, and for a lock in it.
+_CONNECT_TIMEOUT, _LOCK_TIMEOUT = 10, 30
+
+
+class WholeLineBackend(JournalFileBackend):
+    """
+    Optuna's journal file, safe against a process that is killed in the middle of a line: Optuna appends to the torn line, and
+    no process can read the journal any more. Here the torn line, an operation that nobody knows to be done, is cut off first.
+    """
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """
+        :param logs: Operations, a line each.
+        """
+        lock, file = self._lock, Path(self._file_path)
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        lock.acquire()
+        try:
+            with file.open("rb+") as stream:
+                stream.truncate(_whole_lines(stream))
+                stream.seek(0, os.SEEK_END)
+                stream.write(lines.encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+        finally:
+            lock.release()
+
+
+def _whole_lines(stream: Any) -> int:
+    """Length of a file up to its last line end."""
+    size = end = stream.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(end - 4096, 0)
+        stream.seek(start)
+        found = stream.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return min(end, size)
+
+
+def is_url(storage: str) -> bool:
+    """
+    :param storage: What the user gave.
+    :return: Whether it is a database's URL, not a file.
+    """
+    return "://" in storage
+
+
+def shown(storage: str) -> str:
+    """
+    :param storage: A file or a URL.
+    :return: The same without a password.
+    """
+    if not is_url(storage):
+        return storage
+    try:
+        return make_url(storage).render_as_string(hide_password=True)
+    except ArgumentError:
+        return storage.split("@")[-1]
+
+
+@contextmanager
+def _explained(storage: str) -> Iterator[None]:
+    """Errors of the storage as errors of the user's, in one line."""
+    name = shown(storage)
+    try:
+        yield
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ValueError(
+            f"`--storage` {name!r} is neither a journal (NAME.log) nor a database that SQLAlchemy knows: {error}"
+        ) from error
+    except (DatabaseError, StorageInternalError) as error:
+        reason = " ".join(str(error.__cause__ or error.__context__ or error).split())
+        original = " ".join(str(getattr(error, "orig", None) or reason).split())
+        raise ValueError(f"`--storage` {name} cannot be used, it is unreachable or locked: {original}") from error
+    except RuntimeError as error:
+        raise ValueError(f"`--storage` {name} is of another version of Optuna: {' '.join(str(error).split())}") from error
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else f"cannot be made: there is no folder {path.parent}"
+        raise ValueError(f"`--storage` {path} {what}")
+    for place in (path.parent, path):
+        if place.exists() and not os.access(place, os.R_OK | os.W_OK):
+            raise ValueError(f"`--storage` {path} cannot be written: no permission for {place}")
+    try:
+        return JournalStorage(WholeLineBackend(str(path)))
+    except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
+        raise ValueError(
+            f"`--storage` {path} is not a journal of Optuna ({type(error).__name__}: {error}): give another name"
+        ) from error
+
+
+def _open_database(storage: str) -> RDBStorage:
+    url = make_url(storage)
+    connect: dict[str, Any] = {}
+    if url.get_backend_name() == "postgresql":
+        if "+" not in url.drivername:
+            url = url.set(drivername="postgresql+psycopg")
+        if url.get_driver_name() == "psycopg" and importlib.util.find_spec("psycopg") is None:
+            raise ImportError("PostgreSQL needs psycopg, which is not installed: pip install 'sb3-sparse[postgresql]'")
+        connect = {"connect_timeout": _CONNECT_TIMEOUT, "options": f"-c lock_timeout={_LOCK_TIMEOUT}s"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return RDBStorage(
+            url.render_as_string(hide_password=False),
+            engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
+            heartbeat_interval=HEARTBEAT,
+            grace_period=GRACE,
+        )
+
+
+def open_storage(storage: str) -> BaseStorage:
+    """
+    Open a storage and see that it can be read and written.
+
+    :param storage: ``NAME.log`` for Optuna's journal file, which is made if there is none, or a database's URL, e.g.
+        ``"postgresql://user:password@host/database"`` or ``"sqlite:///study.db"``.
+    :return: The storage.
+    :raises ValueError: If it is something else, or cannot be reached, read or written; the message says which.
+    :raises ImportError: If the database's driver is not installed.
+    """
+    if not is_url(storage):
+        if Path(storage).suffix != ".log":
+            raise ValueError(
+                "`--storage` must be a journal, NAME.log, or a database's URL such as postgresql://host/database, "
+                f"got {storage!r}"
+            )
+        return _open_journal(Path(storage))
+    with _explained(storage):
+        opened = _open_database(storage)
+        # Tables that were there before, and their locks, are met only now
+        optuna.study.get_all_study_summaries(opened, include_best_trial=False)
+        return opened

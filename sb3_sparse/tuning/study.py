@@ -1,0 +1,194 @@
+"""
+A study in its storage: what it is about is written into it, so that every process does the same, and no other study is taken
+for it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.storages import BaseStorage
+from optuna.study import StudyDirection
+
+from sb3_sparse.tuning.objectives import OBJECTIVES
+from sb3_sparse.tuning.queue import Job
+from sb3_sparse.tuning.training import Task
+
+#: Under this name a study says what it is about.
+_KEY = "sb3_sparse"
+#: Seeds of the episodes that choose, and of those that are reported, far from those of any training.
+TUNING_EPISODES, REPORT_EPISODES = 1_000_003, 2_000_003
+#: First seed of the trainings that are reported. Those that choose begin at the study's own.
+REPORT_SEED = 1000
+REFERENCE = "dense"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """
+    What a study is about.
+
+    :param kind: ``"search"``, ``"report"`` (trainings with the reporting seeds) or ``"keep"``.
+    :param algo: rl-zoo3's name of the algorithm.
+    :param env: Id of the environment.
+    :param objectives: Keys of :data:`sb3_sparse.tuning.objectives.OBJECTIVES`.
+    :param search: Names of what is searched.
+    :param section: The configuration that everything begins with.
+    :param n_inputs: Size of an observation, None if it is no vector.
+    :param episodes: Of each evaluation.
+    :param seed: First seed of trainings that choose, and of the sampler.
+    :param seeds: Trainings of a trial; the return is their mean.
+    :param sampler: One of :data:`sb3_sparse.tuning.sampling.SAMPLERS`.
+    """
+
+    kind: str
+    algo: str
+    env: str
+    objectives: tuple[str, ...]
+    search: tuple[str, ...]
+    section: dict[str, Any]
+    n_inputs: int | None
+    episodes: int
+    seed: int
+    seeds: int
+    sampler: str
+
+    @property
+    def task(self) -> Task:
+        """What its trainings have in common."""
+        return Task(self.algo, self.env, self.episodes)
+
+    @property
+    def training_seeds(self) -> range:
+        """Of the trainings of a trial."""
+        return range(self.seed, self.seed + self.seeds)
+
+    @property
+    def episode_seeds(self) -> range:
+        """Of the episodes of an evaluation."""
+        first = REPORT_EPISODES if self.kind == "report" else TUNING_EPISODES
+        return range(first, first + self.episodes)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Subject:
+        """
+        :param values: What :meth:`to_json` gave.
+        :return: The subject.
+        """
+        lists = {"objectives", "search"}
+        arguments: dict[str, Any] = {column.name: values[column.name] for column in fields(cls)}
+        arguments |= {name: tuple(arguments[name]) for name in lists}
+        return cls(**arguments)
+
+
+def subject_of(study: optuna.Study) -> Subject:
+    """
+    :param study: A study that :func:`open_study` made.
+    :return: What it is about.
+    :raises ValueError: If something else made it.
+    """
+    found = study.user_attrs.get(_KEY)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"the study {study.study_name!r} was not made by sb3-sparse tune: give another --study-name or --storage"
+        )
+    try:
+        return Subject.from_json(found)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"the study {study.study_name!r} was made by another version of sb3-sparse: {error!r}") from error
+
+
+def load_study(storage: BaseStorage, name: str) -> optuna.Study | None:
+    """
+    :param storage: A storage.
+    :param name: Name of a study.
+    :return: The study, None if there is none.
+    """
+    try:
+        return optuna.load_study(study_name=name, storage=storage)
+    except KeyError:
+        return None
+
+
+def check_same(study: optuna.Study, subject: Subject) -> None:
+    """
+    :param study: A study that is there.
+    :param subject: What shall be done.
+    :raises ValueError: If the study is about something else; the message says where they differ.
+    """
+    found, wanted = subject_of(study).to_json(), subject.to_json()
+    differences = [f"`{name}` {found[name]!r}, not {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]
+    if differences:
+        raise ValueError(
+            f"the study {study.study_name!r} is about something else and cannot be resumed with this: it has "
+            f"{'; '.join(differences)}. Give another --study-name, or the same arguments as before"
+        )
+
+
+def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: bool) -> optuna.Study:
+    """
+    Make a study, or go on with one.
+
+    :param storage: The storage.
+    :param name: Name of the study.
+    :param subject: What it is about.
+    :param resume: Whether it may be there already; it must then be about the same.
+    :return: The study.
+    :raises ValueError: If it is there and may not, or is about something else.
+    """
+    directions = [
+        StudyDirection.MAXIMIZE if OBJECTIVES[objective].maximize else StudyDirection.MINIMIZE
+        for objective in subject.objectives
+    ]
+    study = load_study(storage, name)
+    if study is None:
+        try:
+            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+        except DuplicatedStudyError:  # Another process was faster
+            study = optuna.load_study(study_name=name, storage=storage)
+        else:
+            study.set_user_attr(_KEY, subject.to_json())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                # For optuna-dashboard
+                study.set_metric_names([OBJECTIVES[objective].label for objective in subject.objectives])
+            return study
+    elif not resume:
+        raise ValueError(
+            f"there is a study {name!r} with {len(study.get_trials(deepcopy=False))} trials already: "
+            "give --resume to go on with it, or another --study-name"
+        )
+    check_same(study, subject)
+    return study
+
+
+def search_jobs(n_trials: int) -> list[Job]:
+    """
+    :param n_trials: Configurations to try, the dense reference not counted.
+    :return: The reference first, then one job for each.
+    """
+    reference = Job(REFERENCE, {REFERENCE: True, "index": 0})
+    return [reference, *(Job(f"search-{index}", {"index": index}) for index in range(1, n_trials + 1))]
+
+
+def report_jobs(configurations: Sequence[tuple[int, str]], n_seeds: int) -> list[Job]:
+    """
+    :param configurations: Number of a trial and its YAML.
+    :param n_seeds: Trainings of each, with the seeds from :data:`REPORT_SEED` on.
+    :return: A job for each training; seed by seed, so that a report that is stopped has something of every configuration.
+    """
+    return [
+        Job(f"trial-{number}-seed-{REPORT_SEED + index}", {"of": number, "seed": REPORT_SEED + index, "configuration": text})
+        for index in range(n_seeds)
+        for number, text in configurations
+    ]
