@@ -145,4 +145,4 @@ def run(arguments: argparse.Namespace) -> None:
         f"hypervolume in % of the analytic front's, medians of {arguments.seeds} seeds (quartiles at {max(arguments.trials)} "
         f"trials), noise {NOISE} on the second objective, Optuna {optuna.__version__}"
     )
-    show(rows, note, as_json=arguments.json)
+    show((note, rows), as_json=arguments.json)
