@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
 from sb3_sparse.checks import require_integer
 from sb3_sparse.environments import require_packages
+from sb3_sparse.files import replacing
 from sb3_sparse.loading import find_model_file, load_model
 from sb3_sparse.prune import sparsify
 
@@ -182,13 +182,8 @@ def save_atomically(model: BaseAlgorithm, file: Path) -> None:
     :param model: The model.
     :param file: Where to.
     """
-    # No *.zip: who looks for the newest model must not find half of one
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
+    with replacing(file) as partial:
         model.save(partial)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def output_file(file: Path, output: str | Path | None, *, force: bool) -> Path:

@@ -80,6 +80,20 @@ def _make_action_noise(env: str, noise_type: str, std: float) -> NormalActionNoi
     return NormalActionNoise(np.zeros(action_space.shape), std * np.ones(action_space.shape))
 
 
+def section_key(sections: Mapping[str, Any], env: str) -> str | None:
+    """
+    :param sections: What a configuration file of rl-zoo3's holds, by environment.
+    :param env: Id of an environment.
+    :return: The section that rl-zoo3 takes: its own, else ``atari`` for Atari games and ``default`` for all others; None if
+        there is none.
+    """
+    is_atari = env in gym.registry and "AtariEnv" in str(gym.spec(env).entry_point)
+    for key in (env, "atari" if is_atari else "default"):
+        if key in sections:
+            return key
+    return None
+
+
 def preset_entry(method: str, algo: str, env: str) -> dict[str, Any]:
     """
     What a preset's file says of an environment, as rl-zoo3 reads it.
@@ -95,9 +109,8 @@ def preset_entry(method: str, algo: str, env: str) -> dict[str, Any]:
     require_packages(env)
     if env not in gym.envs.registry:
         raise ValueError(f"`env`={env!r} is unknown to gymnasium; is the package that registers it imported?")
-    is_atari = "AtariEnv" in str(gym.spec(env).entry_point)
-    key = env if env in presets else "atari" if is_atari and "atari" in presets else "default"
-    if key not in presets:
+    key = section_key(presets, env)
+    if key is None:
         raise ValueError(f"`env`={env!r} has no preset of {method!r} for {algo!r}; there are: {', '.join(presets)}")
     # Entries of one anchor are one object
     return deepcopy(presets[key])

@@ -20,9 +20,10 @@ import sb3_sparse
 from sb3_sparse import GradualPruning, QuantizationAware, preset
 from sb3_sparse.benchmark import compression
 from sb3_sparse.benchmark.__main__ import main as benchmark
-from sb3_sparse.benchmark.plots import figure_files, mean_interval, plot_compression, position
+from sb3_sparse.benchmark.plots import mean_interval, plot_compression, position
 from sb3_sparse.benchmark.results import VARIANTS, Result, add_results, experiments, read_results
 from sb3_sparse.cli import main
+from sb3_sparse.figures import figure_files
 from sb3_sparse.presets import presets_folder
 from tests.helpers import assert_invariants, equal_state
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from sb3_sparse.benchmark.results import (
     experiments,
     read_results,
 )
+from sb3_sparse.figures import write_figure
 
 #: Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a marker or a dash each, for print in grey.
 _CURVES: dict[str, dict[str, Any]] = {
@@ -37,7 +37,6 @@ _LABELS = {
     PRUNED_AND_QUANTIZED: "pruned + quantized",
 }
 _RESAMPLES = 10_000
-FORMATS = ("png", "svg")
 
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
@@ -64,20 +63,6 @@ def position(sparsity: float) -> float:
     :return: Place on the axis, -log10(density): 0, 90 % and 99 % lie one unit apart.
     """
     return -math.log10(1 - sparsity)
-
-
-def figure_files(output: str | Path) -> dict[str, Path]:
-    """
-    :param output: Name of the figure, with or without one of :data:`FORMATS`.
-    :return: File by format.
-    :raises ValueError: If its folder does not exist.
-    """
-    path = Path(output)
-    if path.suffix.lstrip(".") in FORMATS:
-        path = path.with_suffix("")
-    if not path.parent.is_dir():
-        raise ValueError(f"`--output` {output}: there is no folder {path.parent}")
-    return {kind: path.with_name(f"{path.name}.{kind}") for kind in FORMATS}
 
 
 def _by_sparsity(results: Sequence[Result], variant: str) -> dict[float, list[float]]:
@@ -218,35 +203,15 @@ def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Pa
     :raises ValueError: If one holds something else, or nothing, and if there is no folder for the figure.
     :raises ImportError: Without matplotlib, saying how to install it.
     """
-    targets = figure_files(output)
     panels = experiments(_read_all(files))
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError(f"figures need matplotlib ({error}): pip install 'sb3-sparse[plots]'") from error
     columns = min(len(panels), 2)
     rows = math.ceil(len(panels) / columns)
-    # Text stays text in the SVG, and the same results give the same bytes
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb3-sparse", "font.size": 9}):
-        figure = Figure(figsize=(4.9 * columns, 3.9 * rows + 0.4), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-        FigureCanvasAgg(figure)
+
+    def fill(figure: Any) -> None:
         grid = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, panel in zip(grid, panels.values(), strict=False):
             _draw(axes, panel)
         for axes in grid[len(panels) :]:
             axes.remove()
-        handles: dict[str, Any] = {}
-        for axes in figure.axes:
-            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles), frameon=False)
-        for kind, file in targets.items():
-            partial = file.with_name(f".{file.stem}.partial-{os.getpid()}.{kind}")
-            try:
-                figure.savefig(partial, format=kind, dpi=180, metadata={"Date": None} if kind == "svg" else None)
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
-    return list(targets.values())
+
+    return write_figure(output, (4.9 * columns, 3.9 * rows + 0.4), fill)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
+
+from sb3_sparse.files import replacing
 
 DENSE, PRUNED, QUANTIZED, PRUNED_AND_QUANTIZED = VARIANTS = ("dense", "pruned", "quantized", "pruned + quantized")
 
@@ -120,15 +121,10 @@ def add_results(file: str | Path, new: Iterable[Result]) -> None:
     results = {result.key: result for result in (read_results(file) if file.exists() else [])}
     for result in new:
         results.setdefault(result.key, result)
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
-        with partial.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(asdict(result) for result in results.values())
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(file) as partial, partial.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in results.values())
 
 
 def experiments(results: Sequence[Result]) -> dict[Experiment, list[Result]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import nn
 from sb3_sparse.checks import require_choice
 from sb3_sparse.engine import native
 from sb3_sparse.engine.mirror import make_network
+from sb3_sparse.files import write_text
 from sb3_sparse.plan import ENGINES
 
 if TYPE_CHECKING:
@@ -147,9 +147,7 @@ class Crossovers:
         # Whole or not at all; where nothing can be written every process measures for itself
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=self.path.parent, delete=False) as file:
-                json.dump(self.ratios, file, indent=1, sort_keys=True)
-            os.replace(file.name, self.path)
+            write_text(self.path, json.dumps(self.ratios, indent=1, sort_keys=True))
         except OSError:
             pass
 

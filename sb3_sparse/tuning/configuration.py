@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import yaml
 
 from sb3_sparse.checks import require_integer
 from sb3_sparse.environments import require_packages
@@ -16,6 +15,7 @@ from sb3_sparse.growth import SET, RigL
 from sb3_sparse.presets import preset_entry
 from sb3_sparse.quantization_aware import QuantizationAware
 from sb3_sparse.refresh import MaskRefresh
+from sb3_sparse.tuning.files import read_section
 from sb3_sparse.tuning.merge import Callbacks, algorithm_of, evaluate, plain, policy_of, sparse_twin, write_kwargs
 
 #: What a network of sparsity 0 has instead of the configuration's.
@@ -28,17 +28,7 @@ def _section_of_file(file: Path, env: str) -> dict[str, Any]:
         raise ValueError(f"`--conf-file` {file} must be a YAML file: what is found is written as one")
     if not file.is_file():
         raise FileNotFoundError(f"`--conf-file`: there is no file {file}")
-    try:
-        sections = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"`--conf-file` {file} is not YAML: {error}") from error
-    if not isinstance(sections, dict):
-        raise ValueError(f"`--conf-file` {file} has no sections of environments")
-    is_atari = "AtariEnv" in str(gym.spec(env).entry_point)
-    key = env if env in sections else "atari" if is_atari and "atari" in sections else "default"
-    if key not in sections:
-        raise ValueError(f"`--conf-file` {file} has no section for {env!r}; it has: {', '.join(map(str, sections))}")
-    return plain(sections[key])
+    return read_section(str(file), env)
 
 
 def load_section(

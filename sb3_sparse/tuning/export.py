@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sb3_sparse.files import write_text
 from sb3_sparse.tuning.results import Point
 from sb3_sparse.tuning.study import REPORT_SEED, Subject
-from sb3_sparse.tuning.tables import write_atomically
 
 #: Of the dense reference's return that the recommended configuration keeps, as in ``--keep``.
 _KEEP = 0.97
@@ -73,5 +73,5 @@ def export(
     files = []
     for name, point in named:
         command = f"python -m rl_zoo3.train --algo {subject.algo} --env {subject.env} -conf {name} --seed {REPORT_SEED}"
-        files.append(write_atomically(folder / name, _text(subject, point, study_name, command)))
+        files.append(write_text(folder / name, _text(subject, point, study_name, command)))
     return files

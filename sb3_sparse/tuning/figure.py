@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sb3_sparse.benchmark.plots import figure_files
+from sb3_sparse.figures import write_figure
 from sb3_sparse.tuning.objectives import OBJECTIVES
 from sb3_sparse.tuning.results import Point, Tried
 from sb3_sparse.tuning.study import Subject
@@ -85,36 +84,16 @@ def plot_front(subject: Subject, rows: Sequence[Tried], points: Sequence[Point],
     :return: Both files.
     :raises ImportError: Without matplotlib, saying how to install it.
     """
-    targets = figure_files(output)
-    try:
-        from matplotlib import rc_context
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ImportError(f"figures need matplotlib ({error}): pip install 'sb3-sparse[plots]'") from error
     costs = subject.objectives[1:]
     n_seeds = max((len(point.returns) for point in points), default=0)
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "sb3-sparse", "font.size": 9}):
-        figure = Figure(figsize=(5.2 * len(costs), 4.3), layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.1))
-        FigureCanvasAgg(figure)
-        panels = figure.subplots(1, len(costs), squeeze=False)[0]
-        for axes, cost in zip(panels, costs, strict=True):
+    title = f"{subject.algo.upper()}, {subject.env}, {subject.section['n_timesteps']:,} steps, {len(rows)} trials"
+    if n_seeds:
+        seeds = f"{n_seeds} reporting seed{'s' if n_seeds > 1 else ''}"
+        title += f"\nfront: {seeds} x {subject.episodes} episodes{', 95 % intervals' if n_seeds > 1 else ''}"
+
+    def fill(figure: Any) -> None:
+        for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
             _draw(axes, subject, rows, points, cost)
-        title = f"{subject.algo.upper()}, {subject.env}, {subject.section['n_timesteps']:,} steps, {len(rows)} trials"
-        if n_seeds:
-            seeds = f"{n_seeds} reporting seed{'s' if n_seeds > 1 else ''}"
-            title += f"\nfront: {seeds} x {subject.episodes} episodes{', 95 % intervals' if n_seeds > 1 else ''}"
         figure.suptitle(title, fontsize=9)
-        handles: dict[str, Any] = {}
-        for axes in panels:
-            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, frameon=False)
-        for kind, file in targets.items():
-            partial = file.with_name(f".{file.stem}.partial-{os.getpid()}.{kind}")
-            try:
-                figure.savefig(partial, format=kind, dpi=180, metadata={"Date": None} if kind == "svg" else None)
-                os.replace(partial, file)
-            finally:
-                partial.unlink(missing_ok=True)
-    return list(targets.values())
+
+    return write_figure(output, (5.2 * len(costs), 4.3), fill, legend_columns=2)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import yaml
 
+from sb3_sparse.files import write_text
+from sb3_sparse.presets import section_key
 from sb3_sparse.tuning.merge import plain
 
 
@@ -31,9 +31,9 @@ def _load(configuration: str) -> Mapping[str, Any]:
         try:
             sections = yaml.safe_load(Path(configuration).read_text())
         except yaml.YAMLError as error:
-            raise ValueError(f"{configuration} is not YAML: {error}") from error
+            raise ValueError(f"`conf-file` {configuration} is not YAML: {error}") from error
         if not isinstance(sections, dict):
-            raise ValueError(f"{configuration} has no sections of environments")
+            raise ValueError(f"`conf-file` {configuration} has no sections of environments")
         return sections
     if configuration.endswith(".py"):
         variables: dict[str, Any] = {}
@@ -59,11 +59,10 @@ def read_section(configuration: str, env: str) -> dict[str, Any]:
     :raises ValueError: If it is no YAML, or has nothing for the environment; the message lists what it has.
     """
     sections = _load(configuration)
-    is_atari = env in gym.envs.registry and "AtariEnv" in str(gym.spec(env).entry_point)
-    for key in (env, "atari" if is_atari else "default"):
-        if key in sections:
-            return plain(sections[key])
-    raise ValueError(f"{configuration} has no section for {env!r}; it has: {', '.join(sections)}")
+    key = section_key(sections, env)
+    if key is None:
+        raise ValueError(f"`conf-file` {configuration} has no section for {env!r}; it has: {', '.join(map(str, sections))}")
+    return plain(sections[key])
 
 
 def as_yaml(env: str, section: Mapping[str, Any]) -> str:
@@ -90,6 +89,4 @@ def write_section(file: Path, env: str, section: Mapping[str, Any]) -> None:
     :param section: Its section.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    part.write_text(as_yaml(env, section))
-    part.replace(file)
+    write_text(file, as_yaml(env, section))

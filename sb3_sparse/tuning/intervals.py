@@ -6,45 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean, variance
 
-
-def t_cdf(t: float, df: int) -> float:
-    """
-    Student's distribution (Abramowitz and Stegun 1964, 26.7.3 and 26.7.4).
-
-    :param t: Where.
-    :param df: Degrees of freedom, at least 1.
-    :return: Probability of less than ``t``.
-    """
-    angle = math.atan2(t, math.sqrt(df))
-    cosine = math.cos(angle)
-    term, total = 1.0, 0.0
-    if df % 2:
-        term = cosine
-        for k in range(1, df - 1, 2):
-            total += term
-            term *= cosine * cosine * (k + 1) / (k + 2)
-        within = 2 / math.pi * (angle + math.sin(angle) * total)
-    else:
-        for k in range(1, df, 2):
-            total += term
-            term *= cosine * cosine * k / (k + 1)
-        within = math.sin(angle) * total
-    return (1 + within) / 2
-
-
-def t_quantile(probability: float, df: int) -> float:
-    """
-    :param probability: In [0.5, 1).
-    :param df: Degrees of freedom, at least 1.
-    :return: The number that a variable of Student's distribution is below of with this probability.
-    """
-    low, high = 0.0, 1.0
-    while t_cdf(high, df) < probability:
-        high *= 2
-    for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, df) < probability else (low, middle)
-    return high
+from scipy.stats import t
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
@@ -56,7 +18,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = fmean(values)
     if len(values) < 2:
         return mean, math.nan, math.nan
-    half = t_quantile((1 + confidence) / 2, len(values) - 1) * math.sqrt(variance(values) / len(values))
+    half = float(t.ppf((1 + confidence) / 2, len(values) - 1)) * math.sqrt(variance(values) / len(values))
     return mean, mean - half, mean + half
 
 
@@ -81,5 +43,5 @@ def margin(
     if not spread:
         return difference, difference, difference
     df = min(max(int(1 / spread), 1), len(values) + len(dense) - 2)
-    half = t_quantile(confidence, df) * math.sqrt(total)
+    half = float(t.ppf(confidence, df)) * math.sqrt(total)
     return difference, difference - half, difference + half

@@ -11,15 +11,16 @@ from statistics import median
 from typing import Any
 
 from sb3_sparse.checks import require_integer, require_positive
+from sb3_sparse.files import write_text
 from sb3_sparse.tuning.configuration import dense, with_sparsity
+from sb3_sparse.tuning.files import as_yaml
 from sb3_sparse.tuning.intervals import margin, mean_interval
 from sb3_sparse.tuning.keep import FIRST, FIRST_DENSE, Bisection, Decision
 from sb3_sparse.tuning.queue import Job
 from sb3_sparse.tuning.results import MEASURES, Tried
 from sb3_sparse.tuning.session import Place, Session, make_subject
 from sb3_sparse.tuning.study import REPORT_EPISODES, REPORT_SEED
-from sb3_sparse.tuning.tables import to_csv, write_atomically
-from sb3_sparse.tuning.training import dump
+from sb3_sparse.tuning.tables import to_csv
 from sb3_sparse.tuning.tune import check_reporting
 
 
@@ -57,7 +58,7 @@ class _Trainer:
         """
         subject = self.session.subject
         section = with_sparsity(subject.section, subject.algo, sparsity) if sparsity else dense(subject.section, subject.algo)
-        return dump(subject.task, section)
+        return as_yaml(subject.env, section)
 
     def run(self, wanted: Sequence[tuple[float, int]], *, report: bool = False) -> list[float]:
         """
@@ -195,12 +196,12 @@ def keep(
             _say(f"{100 * decision.sparsity:g} % sparse: {decision.verdict} with {decision.seeds} seeds, margin {limits}")
         floor = session.random_return(range(REPORT_EPISODES, REPORT_EPISODES + episodes))
         answer = _confirmed(trainer, accepted, report_seeds, keep=fraction, floor=floor, confidence=confidence)
-    files = [write_atomically(session.folder / "keep.csv", trainer.table())]
+    files = [write_text(session.folder / "keep.csv", trainer.table())]
     configuration = trainer.configuration(answer)
     if export_best is not None:
         folder = Path(export_best)
         folder.mkdir(parents=True, exist_ok=True)
-        files.append(write_atomically(folder / f"{algo}.yml", configuration))
+        files.append(write_text(folder / f"{algo}.yml", configuration))
     line = _line(trainer, answer, fraction, confidence, floor, bisection)
     return Kept(line, answer, bisection.decisions, configuration, files)
 

@@ -72,6 +72,20 @@ def is_url(storage: str) -> bool:
     return "://" in storage
 
 
+def file_of(storage: str) -> Path | None:
+    """
+    :param storage: A file or a URL.
+    :return: The file it is kept in; None for a server, and for a URL that is none.
+    """
+    if not is_url(storage):
+        return Path(storage)
+    try:
+        url = make_url(storage)
+    except ArgumentError:
+        return None
+    return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
+
+
 def shown(storage: str) -> str:
     """
     :param storage: A file or a URL.

@@ -6,9 +6,7 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sb3_sparse.tuning.objectives import OBJECTIVES
@@ -16,21 +14,6 @@ from sb3_sparse.tuning.results import MEASURES, Point, Tried
 from sb3_sparse.tuning.study import Subject
 
 _PARAMETER = "parameter:"
-
-
-def write_atomically(file: Path, text: str) -> Path:
-    """
-    :param file: Where to; what is there is replaced as a whole.
-    :param text: What.
-    :return: The file.
-    """
-    partial = file.with_name(f".{file.name}.partial-{os.getpid()}")
-    try:
-        partial.write_text(text)
-        os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
-    return file
 
 
 def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch as th
-import yaml
 from gymnasium import spaces
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -25,6 +24,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
+from sb3_sparse.tuning.files import as_yaml
 from sb3_sparse.tuning.objectives import RETURN, costs
 
 #: Gradient-free looks at the parameters while training, in environment steps.
@@ -48,15 +48,6 @@ class Task:
     algo: str
     env: str
     episodes: int
-
-
-def dump(task: Task, section: Mapping[str, Any]) -> str:
-    """
-    :param task: Algorithm and environment.
-    :param section: What rl-zoo3 is told of the environment, plain YAML values.
-    :return: The text of the file, for ``-conf``.
-    """
-    return yaml.safe_dump({task.env: dict(section)}, sort_keys=True, width=120)
 
 
 class _StopDiverged(BaseCallback):
@@ -127,7 +118,7 @@ def check_trainable(task: Task, section: Mapping[str, Any], folder: Path) -> spa
     :raises ValueError: If the model cannot be made, or would never be trained.
     """
     file = folder / f"{task.algo}.yml"
-    file.write_text(dump(task, section))
+    file.write_text(as_yaml(task.env, section))
     small = {"buffer_size": 1} if "buffer_size" in section or _is_off_policy(task.algo) else None
     with contextlib.redirect_stdout(io.StringIO()):
         manager = make_manager(task, file, 0, folder, small)
@@ -198,7 +189,7 @@ def random_return(task: Task, section: Mapping[str, Any], seeds: Sequence[int], 
     :return: Mean return of a policy that acts at random.
     """
     file = folder / f"{task.algo}.yml"
-    file.write_text(dump(task, section))
+    file.write_text(as_yaml(task.env, section))
     with contextlib.redirect_stdout(io.StringIO()):
         manager = make_manager(task, file, 0, folder, {"buffer_size": 1} if _is_off_policy(task.algo) else None)
         _training_env(_make_model(manager)).close()
@@ -232,7 +223,7 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{task.algo}.yml"
-    file.write_text(dump(task, section))
+    file.write_text(as_yaml(task.env, section))
     # In rl-zoo3's order
     set_random_seed(seed)
     manager = make_manager(task, file, seed, folder)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.files import as_yaml
+from sb3_sparse.tuning.storage import file_of, open_storage
 
-#: User attributes: what a trial trained, as the text of a configuration file; algorithm (of studies too) and environment.
-CONFIGURATION, ALGO, ENV = "configuration", "algo", "env"
+#: User attributes of a trial: what it trained, as the text of a configuration file, and the algorithm.
+CONFIGURATION, ALGO = "configuration", "algo"
+#: User attribute of a study: algorithm and environment, as one, since several threads and processes begin a study at once.
+TASK = "task"
 
 
 def remember(trial: Any, algo: str, env: str, section: Mapping[str, Any]) -> None:
@@ -35,8 +37,8 @@ def check_study(study: Any, algo: str, env: str) -> None:
     :param env: Id of the environment.
     :raises ValueError: If it is known to search for another algorithm or environment: their trials do not compare.
     """
-    of = study.user_attrs.get(ALGO), study.user_attrs.get(ENV)
-    if of not in ((None, None), (algo, env)):
+    of = study.user_attrs.get(TASK, [algo, env])
+    if of != [algo, env]:
         raise ValueError(
             f"`study-name` {study.study_name!r} is a study of {of[0]} on {of[1]}, not of {algo} on {env}: choose another name"
         )
@@ -52,28 +54,7 @@ def claim_study(study: Any, algo: str, env: str) -> None:
     :raises ValueError: As :func:`check_study`.
     """
     check_study(study, algo, env)
-    study.set_user_attr(ALGO, algo)
-    study.set_user_attr(ENV, env)
-
-
-def _open_storage(storage: str) -> Any:
-    """:raises FileNotFoundError: If the storage is a file that is not there; Optuna would make it."""
-    from optuna.storages import JournalStorage, get_storage
-    from optuna.storages.journal import JournalFileBackend
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        if storage.endswith(".log"):
-            file: str | None = storage
-        else:
-            url = make_url(storage)
-            file = url.database if url.get_backend_name() == "sqlite" else None
-        if file is not None and not Path(file).is_file():
-            raise FileNotFoundError(f"`storage` {storage!r}: there is no such file")
-        return JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else get_storage(storage)
-    except (SQLAlchemyError, ModuleNotFoundError, RuntimeError) as error:
-        raise ValueError(f"`storage` {storage!r} cannot be opened: {error}") from error
+    study.set_user_attr(TASK, [algo, env])
 
 
 def open_study(storage: str, study_name: str) -> Any:
@@ -87,7 +68,10 @@ def open_study(storage: str, study_name: str) -> Any:
     """
     import optuna
 
-    opened = _open_storage(storage)
+    file = file_of(storage)
+    if file is not None and not file.is_file():  # Optuna would make it
+        raise FileNotFoundError(f"`storage` {storage!r}: there is no such file")
+    opened = open_storage(storage)
     names = optuna.get_all_study_names(opened)
     if study_name not in names:
         raise LookupError(f"`study-name` {study_name!r} is not in {storage}; there are: {', '.join(names) or 'none'}")

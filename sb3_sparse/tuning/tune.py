@@ -10,6 +10,7 @@ from typing import Any
 import optuna
 
 from sb3_sparse.checks import require_integer
+from sb3_sparse.files import write_text
 from sb3_sparse.tuning.export import export
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.objectives import check_objectives
@@ -25,7 +26,6 @@ from sb3_sparse.tuning.tables import (
     to_json,
     to_markdown,
     trial_rows,
-    write_atomically,
 )
 
 
@@ -178,7 +178,7 @@ def write(session: Session) -> list[Path]:
     }
     if report is not None:
         texts["report.csv"] = to_csv(report_rows(tried(report)))
-    files = [write_atomically(folder / name, text) for name, text in texts.items()]
+    files = [write_text(folder / name, text) for name, text in texts.items()]
     try:
         files += plot_front(subject, rows, found, folder / "front")
     except ImportError as error:

@@ -26,12 +26,13 @@ from optuna.trial import Trial, TrialState
 
 import sb3_sparse  # noqa: F401  # registers the policies
 from sb3_sparse.tuning.configuration import dense
+from sb3_sparse.tuning.files import as_yaml
 from sb3_sparse.tuning.objectives import RETURN
 from sb3_sparse.tuning.queue import PAUSE, REASON, claim, trial_id_of
 from sb3_sparse.tuning.sampling import sample_next
 from sb3_sparse.tuning.storage import HEARTBEAT, STORAGE_VARIABLE, open_storage
 from sb3_sparse.tuning.study import REFERENCE, Subject, load_study, subject_of
-from sb3_sparse.tuning.training import Diverged, dump, train
+from sb3_sparse.tuning.training import Diverged, train
 
 
 def _section(study: optuna.Study, trial: Trial, subject: Subject) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def run_trial(study: optuna.Study, trial: Trial, subject: Subject, folder: Path)
     """
     start = time.monotonic()
     section = _section(study, trial, subject)
-    trial.set_user_attr("configuration", dump(subject.task, section))
+    trial.set_user_attr("configuration", as_yaml(subject.env, section))
     seed = trial.user_attrs.get("seed")
     seeds = subject.training_seeds if seed is None else [seed]
     results = [

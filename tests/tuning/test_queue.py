@@ -42,14 +42,6 @@ DIRECTIONS = ["minimize", "minimize"]
 JOBS = [Job(f"job-{index}", {"index": index}) for index in range(5)]
 
 
-@pytest.fixture(autouse=True)
-def quiet_optuna():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
-
-
 def make_study(storage=None):
     storage = InMemoryStorage() if storage is None else storage
     return optuna.create_study(storage=storage, study_name="study", directions=DIRECTIONS), storage

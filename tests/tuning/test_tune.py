@@ -21,6 +21,7 @@ from sb3_sparse.cli import main
 from sb3_sparse.report import sparsity_report
 from sb3_sparse.tuning import configuration, objectives, queue, results, sampling, study, tables, training, worker
 from sb3_sparse.tuning.figure import plot_front
+from sb3_sparse.tuning.files import as_yaml
 from sb3_sparse.tuning.processes import identity
 from sb3_sparse.tuning.storage import open_storage
 from tests.helpers import equal_state
@@ -41,14 +42,6 @@ SHORT = [
 RUN = ["500" if argument == "120" else argument for argument in SHORT]
 BUDGET = ["--search", "sparsity,distribution", "--trials", "5", "--workers", "2", "--report-seeds", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SB3_SPARSE_ENGINE": "torch"}
-
-
-@pytest.fixture(autouse=True)
-def quiet_optuna():
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(before)
 
 
 def section(**parameters):
@@ -361,7 +354,7 @@ def test_failed_and_diverged_trials_are_recorded_and_not_fatal(tmp_path):
     found = study.open_study(storage, "study", subject, resume=False)
 
     def job(name, **changes):
-        text = training.dump(subject.task, configuration.dense(section(**changes), "sac"))
+        text = as_yaml(subject.env, configuration.dense(section(**changes), "sac"))
         return queue.Job(name, {"configuration": text, "seed": 0})
 
     jobs = [job("diverges", learning_rate=1e20), job("fails", gamma="no number"), job("works")]
@@ -429,7 +422,7 @@ def test_dense_and_sparse_relatives_of_a_configuration():
 def test_episodes_do_not_depend_on_what_was_played_before(tmp_path):
     subject = make_subject()
     file = tmp_path / "sac.yml"
-    file.write_text(training.dump(subject.task, section()))
+    file.write_text(as_yaml(subject.env, section()))
     manager = training.make_manager(subject.task, file, 0, tmp_path, {"buffer_size": 1})
     manager.setup_experiment()[0].get_env().close()
     env = manager.create_envs(1, eval_env=True)

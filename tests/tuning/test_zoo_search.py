@@ -66,6 +66,11 @@ def configure(section, env="CartPole-v1", name="c.yml"):
     return ["-conf", name]
 
 
+def search_cartpole(section, *arguments):
+    task = ["train", "--algo", "dqn", "--env", "CartPole-v1", *configure(section), *SHORT]
+    main([*task, "--optimize", "--storage", "s.log", "--study-name", "s", *arguments])
+
+
 def study_of(storage, name="s"):
     if storage.endswith(".log"):
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
@@ -156,19 +161,7 @@ def test_own_command_with_a_database(capsys):
 
 def test_without_a_name_the_stock_search_is_merged():
     """rl-zoo3 replaces policy_kwargs by what its sampler says; of a sparse configuration that would leave nothing."""
-    main(
-        [
-            "train",
-            "--algo",
-            "dqn",
-            "--env",
-            "CartPole-v1",
-            *configure(CARTPOLE),
-            *SHORT,
-            *("--optimize", "--n-trials", "1"),
-            *("--storage", "s.log", "--study-name", "s", "--optimization-log-path", "trials"),
-        ]
-    )
+    search_cartpole(CARTPOLE, "--n-trials", "1", "--optimization-log-path", "trials")
     (trial,) = study_of("s.log").trials
     assert trial.params.keys() == study_params("dqn")
     model = DQN.load("trials/trial_0/best_model.zip")
@@ -189,21 +182,7 @@ def test_networks_that_cannot_be_are_pruned_trials_and_the_search_goes_on(capsys
     for density in (0.02, 0.5):
         study.enqueue_trial({"density_q_net": density})
     section = {**CARTPOLE, "policy_kwargs": {"sparsity": 0.2, "net_arch": [16], "dense_layers": "last"}}
-    main(
-        [
-            "train",
-            "--algo",
-            "dqn",
-            "--env",
-            "CartPole-v1",
-            *configure(section),
-            *SHORT,
-            "--optimize",
-            "--search",
-            "sparsity",
-            *("--n-trials", "2", "--storage", "s.log", "--study-name", "s"),
-        ]
-    )
+    search_cartpole(section, "--n-trials", "2", "--search", "sparsity")
     assert "Trial 0 cannot be trained: `sparsity`=0.98 of network 'q_net' cannot be reached" in capsys.readouterr().out
     assert [trial.state for trial in study_of("s.log").trials] == [TrialState.PRUNED, TrialState.COMPLETE]
 
@@ -344,7 +323,7 @@ def trial_of(storage, study="s", number=0):
         (["--trial-id", "0"], "`--trial-id` names a trial of a study: give its `--storage` and `--study-name` too"),
         (trial_of("x.log"), "`storage` 'x.log': there is no such file"),
         (trial_of("sqlite:///x.db"), "`storage` 'sqlite:///x.db': there is no such file"),
-        (trial_of("nosql://x"), "`storage` 'nosql://x' cannot be opened"),
+        (trial_of("nosql://x"), "`--storage` 'nosql://x' is neither a journal (NAME.log) nor a database"),
         (trial_of("s.log", "x"), "`study-name` 'x' is not in s.log; there are: s, t"),
         (trial_of("s.log", number=2), "`trial-id` 2 is not in study 's'; there are: 0 to 1"),
         (trial_of("s.log", "t"), "`trial-id` 0 is not in study 't'; there are: none"),
