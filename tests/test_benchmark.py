@@ -1,10 +1,11 @@
 """The benchmark measures what it says; nothing here asserts a time."""
 
+import argparse
 import json
 
 import pytest
 
-from sb3_sparse.benchmark import step
+from sb3_sparse.benchmark import step, train
 from sb3_sparse.benchmark.__main__ import main
 from sb3_sparse.benchmark.models import ALGORITHMS, make_model
 from sb3_sparse.benchmark.timing import interleave
@@ -74,16 +75,31 @@ def test_kernels_command(capsys):
 def test_train_commands(capsys):
     options = ["train", "--env", "Pendulum-v1", "--net", "8", "--batch", "8", "--rounds", "2", "--steps", "20"]
     (rows,) = tables(capsys, *options)
-    assert [row["variant"] for row in rows] == ["stock", "0.95"]
+    assert [row["variant"] for row in rows] == ["stock", "0.95 static"]
     assert all(row["steps per second"] > 0 for row in rows)
     # Any return is reached at once, or none
-    until = [*options, "--episodes", "1", "--seeds", "1", "2", "--sparsity", "0.5", "--until"]
+    until = [*options, "--episodes", "1", "--seeds", "1", "2", "--sparsity", "0.5", "--updater", "set", "rigl", "--until"]
     (rows,) = tables(capsys, *until, "-100000")
     assert [(row["seed"], row["variant"], row["steps"]) for row in rows] == [
-        (1, "stock", 20),
-        (1, "0.5", 20),
-        (2, "stock", 20),
-        (2, "0.5", 20),
+        (seed, variant, 20) for seed in (1, 2) for variant in ("stock", "0.5 set", "0.5 rigl")
     ]
     (rows,) = tables(capsys, *until, "0")
     assert all(row["steps"] == row["seconds"] == row["x stock"] == "-" and row["best return"] < 0 for row in rows)
+
+
+def test_masks_change_through_all_turns_of_a_training():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    arguments = parser.parse_args(["--env", "Pendulum-v1", "--net", "16", "--batch", "8"])
+    model, callback = train.Variant(dict(sparsity=0.5), "rigl").make(arguments, 0, 60)
+    fractions = []
+    for _ in range(3):
+        model.learn(20, callback, reset_num_timesteps=False)
+        assert sum(event.n_grown for event in callback.events) > 0
+        fractions += [event.fraction for event in callback.events if event.network == "actor"]
+    # At every step of the actor (every other one from the 8th on) but the last, half of the weights at first
+    assert len(fractions) == (60 - 8) // 2 - 1
+    assert fractions == sorted(fractions, reverse=True)
+    assert fractions[0] > 0.49
+    assert fractions[-1] < 0.01
+    assert_invariants(model)

@@ -5,17 +5,27 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS
 from sb3_sparse.engine import native
+from sb3_sparse.growth import SET, RigL
 
+#: What changes masks: a hundred updates in the whole training, each of half of the weights at first, as tuning's default.
+UPDATERS: dict[str, type[SET] | None] = {"static": None, "set": SET, "rigl": RigL}
+_N_UPDATES = 100
+#: Of TD3's exploration, as in its paper and rl-zoo3's configurations.
+_NOISE = 0.1
 #: Seed of the evaluations, apart from those of the trainings.
 _EVALUATION_SEED = 10_000
 
@@ -28,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", default="Hopper-v4")
     parser.add_argument("--net", type=net_arch, default=[256, 256])
     parser.add_argument("--sparsity", nargs="+", type=sparsity, default=[0.95])
+    parser.add_argument(
+        "--updater",
+        nargs="+",
+        choices=list(UPDATERS),
+        default=["static"],
+        help="what changes masks, 100 times in the training: each is measured at every sparsity",
+    )
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--rounds", type=positive, default=10, help="turns of each variant")
@@ -39,36 +56,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true")
 
 
-def _make(arguments: argparse.Namespace, kwargs: dict[str, Any] | None, seed: int) -> OffPolicyAlgorithm:
-    algorithm: Any = ALGORITHMS[arguments.algo]
-    return algorithm(
-        "MlpPolicy" if kwargs is None else "SparseMlpPolicy",
-        make_vec_env(arguments.env, seed=seed),
-        policy_kwargs={"net_arch": arguments.net, **(kwargs or {})},
-        batch_size=arguments.batch,
-        learning_starts=arguments.learning_starts or arguments.batch,
-        buffer_size=arguments.rounds * arguments.steps + 2000,
-        train_freq=1,
-        gradient_steps=1,
-        seed=seed,
-        device="cpu",
-    )
+@dataclass(frozen=True)
+class Variant:
+    """
+    What is measured against stock.
+
+    :param policy_kwargs: Keyword arguments of the sparse policy; None for the stock policy.
+    :param updater: A key of :data:`UPDATERS`.
+    """
+
+    policy_kwargs: dict[str, Any] | None = None
+    updater: str = "static"
+
+    def make(self, arguments: argparse.Namespace, seed: int, total: int) -> tuple[OffPolicyAlgorithm, BaseCallback | None]:
+        """
+        :param arguments: Parsed by :func:`add_arguments`.
+        :param seed: Of everything.
+        :param total: Environment steps of the whole training, which is made of many short ``learn()``.
+        :return: A model that nothing is trained of yet, and the callback that it is trained with.
+        """
+        algorithm: Any = ALGORITHMS[arguments.algo]
+        env = make_vec_env(arguments.env, seed=seed)
+        n_actions = int(np.prod(env.action_space.shape))  # type: ignore[arg-type]
+        model = algorithm(
+            "MlpPolicy" if self.policy_kwargs is None else "SparseMlpPolicy",
+            env,
+            policy_kwargs={"net_arch": arguments.net, **(self.policy_kwargs or {})},
+            action_noise=NormalActionNoise(np.zeros(n_actions), np.full(n_actions, _NOISE))
+            if arguments.algo == "td3"
+            else None,
+            batch_size=arguments.batch,
+            learning_starts=arguments.learning_starts or arguments.batch,
+            buffer_size=total,
+            train_freq=1,
+            gradient_steps=1,
+            seed=seed,
+            device="cpu",
+        )
+        if (updater := UPDATERS[self.updater]) is None:
+            return model, None
+        stop = max(total, model.learning_starts + 1)
+        return model, updater(max(total // _N_UPDATES, 1), 0.5, "cosine", stop=stop, unit="timesteps")
 
 
-def speeds(arguments: argparse.Namespace, kwargs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+def speeds(arguments: argparse.Namespace, variants: dict[str, Variant]) -> list[dict[str, Any]]:
     """
     :param arguments: Parsed by :func:`add_arguments`.
-    :param kwargs: ``policy_kwargs`` by variant, None: the stock policy.
+    :param variants: What is measured, by name; ``"stock"`` is among them.
     :return: A row for each variant: medians of environment steps per second, and of the ratio to the stock policy's.
     """
-    models = {name: _make(arguments, value, arguments.seeds[0]) for name, value in kwargs.items()}
+    warmup = (arguments.learning_starts or arguments.batch) + arguments.batch  # past the random steps
+    total = warmup + arguments.rounds * arguments.steps
+    models = {name: variant.make(arguments, arguments.seeds[0], total) for name, variant in variants.items()}
     found: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        model.learn(model.learning_starts + arguments.batch)  # past the random steps
+    for model, _ in models.values():
+        model.learn(warmup)
     for _ in range(arguments.rounds):
-        for name, model in models.items():
+        for name, (model, callback) in models.items():
             before, start = model.num_timesteps, time.perf_counter()
-            model.learn(arguments.steps, reset_num_timesteps=False)
+            model.learn(arguments.steps, callback, reset_num_timesteps=False)
             found[name].append((model.num_timesteps - before) / (time.perf_counter() - start))
     rows = []
     for name, own in found.items():
@@ -78,31 +124,31 @@ def speeds(arguments: argparse.Namespace, kwargs: dict[str, dict[str, Any] | Non
     return rows
 
 
-def times_to_return(arguments: argparse.Namespace, kwargs: dict[str, dict[str, Any] | None]) -> list[dict[str, Any]]:
+def times_to_return(arguments: argparse.Namespace, variants: dict[str, Variant]) -> list[dict[str, Any]]:
     """
     :param arguments: Parsed by :func:`add_arguments`.
-    :param kwargs: ``policy_kwargs`` by variant, None: the stock policy.
+    :param variants: What is measured, by name; ``"stock"`` is among them.
     :return: A row for each seed and variant: environment steps and seconds of ``learn()`` until the first evaluation that
         reached the return, evaluations not counted; ``"-"`` where none did within all turns. Variants take turns, so that
         whatever else the machine does hits all alike.
     """
-    rows = []
+    rows, total = [], arguments.rounds * arguments.steps
     for seed in arguments.seeds:
-        models = {name: _make(arguments, value, seed) for name, value in kwargs.items()}
+        models = {name: variant.make(arguments, seed, total) for name, variant in variants.items()}
         seconds = dict.fromkeys(models, 0.0)
         best = dict.fromkeys(models, -float("inf"))
         env = make_vec_env(arguments.env, seed=_EVALUATION_SEED)
         for _ in range(arguments.rounds):
-            for name, model in models.items():
+            for name, (model, callback) in models.items():
                 if best[name] >= arguments.until:
                     continue
                 start = time.perf_counter()
-                model.learn(arguments.steps, reset_num_timesteps=False)
+                model.learn(arguments.steps, callback, reset_num_timesteps=False)
                 seconds[name] += time.perf_counter() - start
                 env.seed(_EVALUATION_SEED)
                 mean = evaluate_policy(model, env, n_eval_episodes=arguments.episodes)[0]
                 best[name] = max(best[name], float(mean))  # type: ignore[arg-type]
-        for name, model in models.items():
+        for name, (model, _) in models.items():
             reached = best[name] >= arguments.until
             both = reached and best["stock"] >= arguments.until
             rows.append(
@@ -129,14 +175,16 @@ def run(arguments: argparse.Namespace) -> None:
     """
     th.set_num_threads(arguments.threads)
     engine = "native" if native.available() else "torch"
-    kwargs: dict[str, dict[str, Any] | None] = {"stock": None}
-    kwargs |= {f"{value:g}": dict(sparsity=value, engine=engine) for value in arguments.sparsity}
+    variants = {"stock": Variant()}
+    for value in arguments.sparsity:
+        for updater in arguments.updater:
+            variants[f"{value:g} {updater}"] = Variant(dict(sparsity=value, engine=engine), updater)
     what = (
         f"whole learn(), one gradient step of batch {arguments.batch} per environment step, net "
         f"{','.join(map(str, arguments.net))}, turns of {arguments.steps} steps, "
     )
     if arguments.until is None:
-        show((what + f"medians of {arguments.rounds}", speeds(arguments, kwargs)), as_json=arguments.json)
+        show((what + f"medians of {arguments.rounds}", speeds(arguments, variants)), as_json=arguments.json)
     else:
         what += f"until an evaluation of {arguments.episodes} episodes reaches {arguments.until:g}; at most {arguments.rounds}"
-        show((what, times_to_return(arguments, kwargs)), as_json=arguments.json)
+        show((what, times_to_return(arguments, variants)), as_json=arguments.json)
