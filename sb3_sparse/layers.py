@@ -30,7 +30,8 @@ class _MaskGradient:
         # Runs once per weight and backward pass: keep it lean. No no_grad() is needed, backward() runs without gradients;
         # where it builds a graph (create_graph=True) the mask belongs into it
         layer = self.layer()
-        if layer is None or weight.grad is None:
+        waits = getattr(weight, "gradient_waits", None)  # a weight of the native engine's
+        if layer is None or (waits is not None and waits()) or weight.grad is None:
             return
         known = layer.survivor_gradient
         if known is not None and weight.grad is known[0] and weight.grad._version == known[1]:

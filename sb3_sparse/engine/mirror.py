@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd.graph import get_gradient_edge, increment_version
 
 from sb3_sparse.engine import native
-from sb3_sparse.engine.target import SurvivorParameter
+from sb3_sparse.engine.target import SurvivorParameter, plain_grad
 from sb3_sparse.layers import SparseLayer
 
 #: Codes of the kernels
@@ -91,7 +91,17 @@ class Mirror:
         #: Gradients of the parameters: zero outside the mask for good, so that only survivors are ever written.
         self.gradients: list[th.Tensor] | None = None
         self.gradient_versions: list[int] = []
+        #: Whether the network holds gradients that are not in the weights' ``grad`` yet: nobody has asked for them.
+        self.unseen = False
+        self._bias_places = [place for place, parameter in enumerate(self.parameters) if id(parameter) in map(id, self.biases)]
+        self._weight_places = [place for place in range(len(self.parameters)) if place not in self._bias_places]
+        # Tensors that someone put in the Parameters' place cannot be asked
+        self._can_wait = all(isinstance(weight, SurvivorParameter) for weight in self.weights)
+        #: Addresses of the biases' gradients, 0 for the weights'.
+        self._bias_gradients: list[int] = []
         for index, weight in enumerate(self.weights):
+            if isinstance(weight, SurvivorParameter) and weight.mirror is not None:
+                weight.mirror.show_gradients()
             weight.mirror, weight.place, weight.address = self, index, weight.data_ptr()
 
     def fits(self) -> bool:
@@ -127,6 +137,20 @@ class Mirror:
 
     # --- Gradients ---
 
+    def has_gradients(self) -> bool:
+        """Whether there are gradients that those of another pass come on top of."""
+        return self.unseen or self.weights[0].grad is not None
+
+    def _all_unseen(self) -> bool:
+        """Whether all gradients are the network's own: the weights' unseen, the biases' as they were written."""
+        gradients = self.gradients
+        if not self.unseen or gradients is None or any(plain_grad(weight) is not None for weight in self.weights):
+            return False
+        return all(
+            self.parameters[place].grad is gradients[place] and gradients[place]._version == self.gradient_versions[place]
+            for place in self._bias_places
+        )
+
     def can_publish(self) -> bool:
         """Whether gradients may go straight into ``grad``: there are none yet or the mirror's own, and no one else watches."""
         if not self.fits():
@@ -134,19 +158,15 @@ class Mirror:
         for weight in self.weights:
             if len(weight._post_accumulate_grad_hooks or ()) > 1:  # one is the layer's own
                 return False
-        n_missing = 0
         for parameter in self.parameters:
             if parameter._backward_hooks:
                 return False
-            n_missing += parameter.grad is None
-        if n_missing == len(self.parameters):
+        if self._all_unseen():
             return True
-        gradients = self.gradients
-        if gradients is None or any(
-            parameter.grad is not gradient for parameter, gradient in zip(self.parameters, gradients, strict=True)
-        ):
-            return False
-        return self.collect_gradients()
+        grads = [parameter.grad for parameter in self.parameters]
+        if all(grad is None for grad in grads):
+            return True
+        return self.gradients is not None and all(map(operator.is_, grads, self.gradients)) and self.collect_gradients()
 
     def dense_gradients(self) -> list[th.Tensor]:
         """Gradients of the parameters as dense tensors of their own, zero outside the masks."""
@@ -165,18 +185,44 @@ class Mirror:
         return x
 
     def publish_gradients(self) -> None:
-        """Let the parameters have the gradients that the network holds."""
+        """
+        Let the parameters have the gradients that the network holds: the biases at once, the weights when somebody asks. In a
+        training nobody does: Adam goes over survivors.
+        """
         if self.gradients is None:
             self.gradients = [th.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
-        self.network.scatter_gradients(addresses_of(self.gradients))
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            parameter.grad = gradient
-        versions = [gradient._version for gradient in self.gradients]
-        if versions != self.gradient_versions:
-            self.gradient_versions = versions
-            for layer, weight in zip(self.layers, self.weights, strict=True):
-                assert weight.grad is not None
-                layer.survivor_gradient = (weight.grad, weight.grad._version)
+            self._bias_gradients = addresses_of(self.gradients)
+            for place in self._weight_places:
+                self._bias_gradients[place] = 0
+        self.network.scatter_gradients(self._bias_gradients)
+        for place in self._bias_places:
+            self.parameters[place].grad = self.gradients[place]
+        seen = not self._can_wait or any(plain_grad(weight) is not None for weight in self.weights)
+        self.unseen = True
+        self.gradient_versions = [gradient._version for gradient in self.gradients]
+        if seen:
+            self._show_gradients(on_top=False)
+
+    def show_gradients(self) -> None:
+        """Let the weights have the gradients that the network holds, if they have not."""
+        if self.unseen:
+            self._show_gradients(on_top=True)
+
+    def _show_gradients(self, on_top: bool) -> None:
+        assert self.gradients is not None
+        self.unseen = False
+        addresses = addresses_of(self.gradients)
+        for place in self._bias_places:
+            addresses[place] = 0
+        self.network.scatter_gradients(addresses)
+        for layer, weight, place in zip(self.layers, self.weights, self._weight_places, strict=True):
+            gradient = self.gradients[place]
+            if on_top and (others := plain_grad(weight)) is not None:
+                # Autograd has put there what came to the weight by other ways
+                weight.grad = others + gradient
+            else:
+                weight.grad = gradient
+                layer.survivor_gradient = (gradient, gradient._version)
 
     def collect_gradients(self) -> bool:
         """
@@ -184,6 +230,8 @@ class Mirror:
 
         :return: False if a parameter has none, or one the kernels cannot read.
         """
+        if self._all_unseen():
+            return True
         grads: list[th.Tensor] = []
         for parameter in self.parameters:
             grad = parameter.grad

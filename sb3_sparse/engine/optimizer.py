@@ -129,6 +129,9 @@ class SurvivorAdam(Adam):
         """
         if not set_to_none:
             return super().zero_grad(set_to_none)
+        for part in self.parts:
+            if isinstance(part, SparseSequential):
+                part.forget_gradients()
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None

@@ -96,6 +96,11 @@ class SparseSequential(nn.Sequential):
         mirror = self._mirrors.get(self.layers[0].weight.dtype)
         return mirror if mirror is not None and mirror.fits() else None
 
+    def forget_gradients(self) -> None:
+        """Be told that the gradients of all parameters are cleared."""
+        for mirror in self._mirrors.values():
+            mirror.unseen = False
+
     def native_mirror(self, x: th.Tensor) -> Mirror | None:
         """
         :param x: Input.
@@ -279,7 +284,10 @@ class _Run(th.autograd.Function):
         ]
         needed = ctx.needs_input_grad[3:]
         direct = bool(needed) and _is_direct(mirrors)
-        accumulate = [direct and mirror.parameters[0].grad is not None for mirror in mirrors]
+        if any(needed) and not direct:
+            for mirror in mirrors:
+                mirror.show_gradients()  # the network's room for them is needed
+        accumulate = [direct and mirror.has_gradients() for mirror in mirrors]
         dx = x.new_empty(x.shape) if ctx.needs_input_grad[2] else None
         native.module.backward(
             this.tape,

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 #: Code of the functions that are given data which knows its survivors; they use it for ``mul_`` and ``th.add`` alone.
 TARGET_UPDATES: set[CodeType] = set()
 
-_plain_data: Any = th.Tensor.data  # the getset descriptor
+# The getset descriptors
+_plain_data: Any = th.Tensor.data
+_plain_grad: Any = th.Tensor.grad
+#: ``grad`` as torch has it: without what a mirror has not shown yet.
+plain_grad: Any = _plain_grad.__get__
 
 
 class SurvivorParameter(nn.Parameter):
     """
     A weight with a :class:`~sb3_sparse.engine.mirror.Mirror`. ``data`` is the one way to write to a tensor that leaves no
-    trace in its version counter; here it leaves one.
+    trace in its version counter; here it leaves one. ``grad`` is made dense when it is asked for.
     """
 
     mirror: Mirror | None
@@ -74,6 +78,22 @@ class SurvivorParameter(nn.Parameter):
     def data(self, value: th.Tensor) -> None:
         self.exposed, self.held_data = True, None
         _plain_data.__set__(self, value)
+
+    @property
+    def grad(self) -> th.Tensor | None:
+        if self.mirror is not None and self.mirror.unseen:
+            self.mirror.show_gradients()
+        return plain_grad(self)
+
+    @grad.setter
+    def grad(self, value: th.Tensor | None) -> None:
+        if self.mirror is not None and self.mirror.unseen:
+            self.mirror.show_gradients()  # the other weights keep theirs
+        _plain_grad.__set__(self, value)
+
+    def gradient_waits(self) -> bool:
+        """Whether all of its gradient is with the mirror, at survivors alone, and shown when somebody asks for it."""
+        return self.mirror is not None and self.mirror.unseen and plain_grad(self) is None
 
     def is_mirrored(self) -> bool:
         """Whether the mirror holds this weight as it is."""

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch as th
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sb3_contrib import QRDQN, TQC
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
@@ -266,3 +266,117 @@ def test_no_leak(name):
     # One leaked tape of this shape has more than half a megabyte
     assert passes(400) - before < 40_000
     assert native.available()
+
+
+def _through_sequence(sequence, optimizer):
+    sequence(make_input(MLP, dtype=th.float64)).square().mean().backward()
+
+
+def _through_both(sequence, optimizer):
+    (sequence(make_input(MLP, dtype=th.float64)).mean() + sequence.layers[0].weight.square().sum()).backward()
+
+
+def _around_sequence(sequence, optimizer):
+    sum(layer.weight.square().sum() for layer in sequence.layers[1:]).backward()
+
+
+def _watched(sequence, optimizer):
+    handle = sequence.layers[1].weight.register_hook(lambda gradient: 2 * gradient)
+    sequence(make_input(MLP, dtype=th.float64)).sum().backward()
+    handle.remove()
+
+
+def _look(sequence, optimizer):
+    assert sequence.layers[1].weight.grad is None or sequence.layers[1].weight.grad.shape == (12, 16)
+
+
+def _lose_one(sequence, optimizer):
+    sequence.layers[1].weight.grad = None
+
+
+def _replace_one(sequence, optimizer):
+    sequence.layers[0].weight.grad = sequence.layers[0].weight_mask.double()
+
+
+def _scale(sequence, optimizer):
+    th.nn.utils.clip_grad_norm_(sequence.parameters(), 0.01)
+
+
+def _clear(sequence, optimizer):
+    optimizer.zero_grad()
+
+
+def _clear_module(sequence, optimizer):
+    sequence.zero_grad()
+
+
+def _clear_in_place(sequence, optimizer):
+    optimizer.zero_grad(set_to_none=False)
+
+
+def _step(sequence, optimizer):
+    optimizer.step()
+    for layer in sequence.layers:
+        layer.project()
+
+
+def _other_mask(sequence, optimizer):
+    layer = sequence.layers[0]
+    layer.replace_mask(layer.weight_mask.roll(1, 0))
+
+
+ACTIONS = [
+    _through_sequence,
+    _through_both,
+    _around_sequence,
+    _watched,
+    _look,
+    _lose_one,
+    _replace_one,
+    _scale,
+    _clear,
+    _clear_module,
+    _clear_in_place,
+    _step,
+    _other_mask,
+]
+
+
+@given(actions=st.lists(st.sampled_from(ACTIONS), max_size=12))
+@example([_through_sequence, _around_sequence])
+@example([_through_sequence, _watched])
+@example([_through_sequence, _look, _through_sequence])
+@example([_through_sequence, _look, _through_both])
+@example([_through_sequence, _other_mask, _through_sequence, _step])
+@example([_through_sequence, _clear_in_place, _through_sequence, _step])
+@settings(max_examples=150)
+def test_gradients_are_torchs_whenever_somebody_looks(actions):
+    """Weights' gradients are made dense when they are asked for, and nobody can tell."""
+    sequences = [make_sequence(MLP, dtype=th.float64) for _ in range(2)]
+    sequences[1].choice = None  # torch runs it
+    # Steps are of the gradient's own size: rounding of small gradients stays small
+    optimizers = [Adam(sequence.parameters(), lr=1e-3, eps=1.0) for sequence in sequences]
+    SurvivorAdam.adopt(optimizers[0], sequences[:1])
+    for action in actions:
+        for sequence, optimizer in zip(sequences, optimizers, strict=True):
+            action(sequence, optimizer)
+    for one, other in zip(sequences[0].parameters(), sequences[1].parameters(), strict=True):
+        th.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None:
+            th.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-11)
+
+
+def test_gradients_that_nobody_asks_for_stay_with_the_survivors():
+    sequence = make_sequence(MLP)
+    optimizer = Adam(sequence.parameters())
+    SurvivorAdam.adopt(optimizer, [sequence])
+    mirror = sequence.mirror()
+    for _ in range(2):
+        optimizer.zero_grad()
+        assert not mirror.unseen
+        sequence(make_input(MLP)).mean().backward()
+        optimizer.step()
+        assert mirror.unseen
+    assert sequence.layers[0].weight.grad.any()
+    assert not mirror.unseen

@@ -47,10 +47,12 @@ struct Mirror {
     }
     void scatter(size_t l, const std::vector<T>& from, T* weight, T* bias) const {
         const Layer<T>& layer = network->layers()[l];
-        for (size_t i = 0; i < layer.n_values(); ++i) weight[layer.position[i]] = from[layer.values + i];
+        if (weight != nullptr)
+            for (size_t i = 0; i < layer.n_values(); ++i) weight[layer.position[i]] = from[layer.values + i];
         if (bias != nullptr) std::copy_n(from.data() + layer.bias, layer.n_outputs, bias);
     }
-    // visit(layer, weight, bias or null) for dense tensors as `parameters()` lists them: a weight, and its bias if there is one
+    // visit(layer, weight, bias or null) for dense tensors as `parameters()` lists them: a weight, and its bias if there is one.
+    // Address 0 leaves a tensor out
     template <class Visit>
     void each(const std::vector<Address>& dense, const Visit& visit) const {
         size_t i = 0, expected = 0;
