@@ -142,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             parsed = make_parser().parse_args(arguments)
             parsed.run(parsed)
-    except (ValueError, TypeError, FileNotFoundError, ImportError, NotImplementedError) as error:
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
         # What the user can mend, without a traceback
         sys.exit(f"sb3-sparse: {error}")
 

@@ -62,12 +62,30 @@ def _find(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _make_callbacks(entries: Any) -> list[BaseCallback]:
-    callbacks = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        name, kwargs = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
-        callbacks.append(_find(name)(**kwargs))
-    return callbacks
+def callback_entries(written: Any) -> list[tuple[Any, dict[str, Any]]]:
+    """
+    :param written: The ``callback`` of an rl-zoo3 configuration: None, a dotted name, a map from a dotted name to keyword
+        arguments, or a list of these.
+    :return: Name and keyword arguments of each. Names are returned as they are, whatever they are.
+    :raises ValueError: For a map that names none or several callbacks, as rl-zoo3 raises.
+    """
+    found = []
+    for entry in [] if written is None else written if isinstance(written, list) else [written]:
+        if isinstance(entry, Mapping):
+            if len(entry) != 1:
+                raise ValueError(
+                    f"each entry of `callback` must name one callback, got {list(entry)}: put a dash in front of each, and "
+                    "indent its keyword arguments"
+                )
+            name, kwargs = next(iter(entry.items()))
+        else:
+            name, kwargs = entry, None
+        found.append((name, dict(kwargs or {})))
+    return found
+
+
+def _make_callbacks(written: Any) -> list[BaseCallback]:
+    return [_find(name)(**kwargs) for name, kwargs in callback_entries(written)]
 
 
 def _make_action_noise(env: str, noise_type: str, std: float) -> NormalActionNoise:

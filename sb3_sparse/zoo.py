@@ -17,8 +17,8 @@ from pathlib import Path
 
 import sb3_sparse  # noqa: F401  # registers the policies
 from sb3_sparse.environments import require_packages
-from sb3_sparse.policies import SPARSE_POLICIES
 from sb3_sparse.presets import preset_file
+from sb3_sparse.tuning.merge import supported_algorithms
 
 COMMANDS = ("train", "enjoy")
 #: Where rl-zoo3's train puts its results. Its enjoy looks elsewhere, and downloads what it does not find there.
@@ -37,11 +37,8 @@ def zoo_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     :raises ValueError: For an algorithm or method there is not, or ``--method`` together with ``--conf-file``.
     :raises ImportError: If a package that the environment needs is not installed, saying how to install it.
     """
-    from rl_zoo3.utils import ALGOS
-
     known, rest = _parse(command, arguments)
-    supported = [name for name, algorithm in ALGOS.items() if algorithm in SPARSE_POLICIES]
-    if known.algo not in supported:
+    if known.algo not in (supported := supported_algorithms()):
         raise ValueError(f"`--algo` {known.algo!r} is not supported; supported are: {', '.join(supported)}")
     result = ["--algo", known.algo]
     if known.env:
@@ -136,7 +133,10 @@ def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> lis
     section = read_section(_parse("train", handed_on)[0].conf_file or zoo_configuration(known.algo), env)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
-    check_configuration(names, known.algo, {**section, **parser.parse_known_args(list(arguments))[0].hyperparams})
+    parser.add_argument("-n", "--n-timesteps", type=int)
+    given = parser.parse_known_args(list(arguments))[0]
+    steps = {} if given.n_timesteps is None else {"n_timesteps": given.n_timesteps}
+    check_configuration(names, known.algo, {**section, **given.hyperparams, **steps})
     return names
 
 

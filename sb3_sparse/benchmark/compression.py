@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from stable_baselines3 import DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
@@ -31,7 +30,8 @@ from sb3_sparse.benchmark.results import (
     read_results,
 )
 from sb3_sparse.finetune import ZooRun, make_training_env, save_atomically
-from sb3_sparse.presets import preset_arguments, preset_entry
+from sb3_sparse.hyperparameter import hyperparameter
+from sb3_sparse.presets import callback_entries, preset_arguments, preset_entry
 from sb3_sparse.quantization_plan import DEPLOYED_NETWORKS
 from sb3_sparse.report import sparsity_report
 
@@ -41,13 +41,6 @@ ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "dqn": DQN, "td3": TD3
 EXTRA = 1.2
 #: Of the evaluation's environments, far from those of any training.
 _EVALUATION_SEED = 1_000_003
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition(":")
-    if not separator or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"a hyperparameter looks like learning_starts:1000, not {text!r}")
-    return name, yaml.safe_load(value)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--episodes", type=positive, default=20, help="of each evaluation")
     parser.add_argument(
-        "--params", nargs="+", type=_parameter, default=[], metavar="NAME:VALUE", help="other than the preset's"
+        "--params", nargs="+", type=hyperparameter, default=[], metavar="NAME:VALUE", help="other than the preset's"
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.csv", help="goes on where the file ends")
     parser.add_argument("--save", metavar="FOLDER", help="also save the agents there")
@@ -151,8 +144,7 @@ class Experiment:
     def _callbacks(self, sparsity: float) -> list[dict[str, Any]]:
         """The preset's callbacks at a sparsity, quantization beginning at step N to the step."""
         callbacks = []
-        for entry in self.entry["callback"]:
-            name, kwargs = next(iter(entry.items())) if isinstance(entry, dict) else (entry, {})
+        for name, kwargs in callback_entries(self.entry["callback"]):
             if name.endswith(".GradualPruning"):
                 if sparsity > 0:
                     final = dict.fromkeys(kwargs["final_sparsity"], sparsity)

@@ -3,16 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
-import yaml
-
-
-def _parameter(text: str) -> tuple[str, Any]:
-    name, separator, value = text.partition(":")
-    if not separator or not name.isidentifier():
-        raise argparse.ArgumentTypeError(f"a hyperparameter looks like learning_starts:1000, not {text!r}")
-    return name, yaml.safe_load(value)
+from sb3_sparse.hyperparameter import hyperparameter
 
 
 def _names(text: str) -> list[str]:
@@ -28,9 +20,12 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     task.add_argument("--env", required=True, help="id of the environment")
     task.add_argument("--method", help="preset that everything begins with (default: static)")
     task.add_argument("-conf", "--conf-file", metavar="FILE.yml", help="rl-zoo3 configuration to begin with instead")
+    task.add_argument(
+        "--gym-packages", nargs="+", default=[], metavar="MODULE", help="modules to import that register the environment"
+    )
     task.add_argument("-n", "--steps", type=int, help="environment steps of a training; the configuration's if left out")
     task.add_argument(
-        "--params", nargs="+", type=_parameter, default=[], metavar="NAME:VALUE", help="other than the configuration's"
+        "--params", nargs="+", type=hyperparameter, default=[], metavar="NAME:VALUE", help="other than the configuration's"
     )
     task.add_argument("--episodes", type=int, default=20, help="of each evaluation, the same for all (default: 20)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import signal
 import sys
 import threading
@@ -54,9 +55,18 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit("sb3-sparse: interrupted; the same command with --resume goes on")
     except ChildProcessError as error:
         sys.exit(f"sb3-sparse: {error}")
+    except _storage_errors() as error:
+        sys.exit(f"sb3-sparse: the storage failed, the same command with --resume goes on: {' '.join(str(error).split())}")
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)
+
+
+def _storage_errors() -> tuple[type[Exception], ...]:
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import DatabaseError
+
+    return StorageInternalError, DatabaseError
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -70,7 +80,13 @@ def _run(arguments: argparse.Namespace) -> None:
         study_name=arguments.study_name,
         workers=arguments.workers,
         resume=arguments.resume,
+        gym_packages=tuple(arguments.gym_packages),
     )
+    for package in place.gym_packages:
+        try:
+            importlib.import_module(package)
+        except ImportError as error:
+            raise ImportError(f"`--gym-packages` {package!r} cannot be imported: {error}") from error
     common: dict[str, Any] = dict(
         method=arguments.method,
         conf_file=arguments.conf_file,

@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_sparse.policies import SPARSE_POLICIES, SparsePolicyMixin
+from sb3_sparse.presets import callback_entries
 
 #: Entries that rl-zoo3 evaluates if they are strings.
 EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
@@ -106,15 +107,12 @@ class Callbacks:
     """
     The ``callback`` entry of a section.
 
-    :param written: None, a dotted name, a map from name to keyword arguments, or a list of these.
+    :param written: See :func:`sb3_sparse.presets.callback_entries`.
+    :raises ValueError: See there.
     """
 
     def __init__(self, written: Any) -> None:
-        entries = [] if written is None else written if isinstance(written, list) else [written]
-        self._entries: list[tuple[Any, dict[str, Any]]] = []
-        for entry in entries:
-            name, kwargs = next(iter(entry.items())) if isinstance(entry, Mapping) else (entry, None)
-            self._entries.append((name, plain(kwargs or {})))
+        self._entries = [(name, plain(kwargs)) for name, kwargs in callback_entries(written)]
 
     @staticmethod
     def _class(name: Any) -> type[BaseCallback]:
@@ -159,15 +157,22 @@ def accepted(callback: type[BaseCallback], kwargs: Mapping[str, Any]) -> dict[st
     return {name: value for name, value in kwargs.items() if name in known}
 
 
+def supported_algorithms() -> dict[str, type[BaseAlgorithm]]:
+    """
+    :return: Algorithms that have sparse policies, by rl-zoo3's names.
+    """
+    from rl_zoo3.utils import ALGOS
+
+    return {name: algorithm for name, algorithm in ALGOS.items() if algorithm in SPARSE_POLICIES}
+
+
 def algorithm_of(algo: str) -> type[BaseAlgorithm]:
     """
     :param algo: rl-zoo3's name of an algorithm.
     :return: The algorithm.
     :raises ValueError: If it has no sparse policies; the message lists those that have.
     """
-    from rl_zoo3.utils import ALGOS
-
-    supported = {name: algorithm for name, algorithm in ALGOS.items() if algorithm in SPARSE_POLICIES}
+    supported = supported_algorithms()
     if algo not in supported:
         raise ValueError(f"`algo`={algo!r} is not supported; supported are: {', '.join(supported)}")
     return supported[algo]

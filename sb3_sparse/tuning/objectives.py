@@ -19,23 +19,19 @@ class Objective:
     """
     :param label: With its unit, for tables and figures.
     :param maximize: Whether more is better.
-    :param text: What it is, for ``--help`` and the documentation.
     """
 
     label: str
     maximize: bool
-    text: str
 
 
 RETURN = "return"
 OBJECTIVES: dict[str, Objective] = {
-    RETURN: Objective("return", True, "mean return of the evaluation's episodes after the last training step"),
-    "flops": Objective("FLOPs of an action", False, "of deciding on one action, counted from the positions that exist"),
-    "bytes": Objective(
-        "bytes", False, "of the networks that choose actions, every layer in its smallest encoding with indices"
-    ),
-    "parameters": Objective("parameters", False, "of the networks that choose actions, as many as exist"),
-    "latency": Objective("latency (µs)", False, "median time of predict() for one observation, on this machine"),
+    RETURN: Objective("return", True),
+    "flops": Objective("FLOPs of an action", False),
+    "bytes": Objective("bytes", False),
+    "parameters": Objective("parameters", False),
+    "latency": Objective("latency (µs)", False),
 }
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -25,6 +25,7 @@ from optuna.storages import BaseStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from sb3_sparse.tuning.processes import identity, is_gone
+from sb3_sparse.tuning.storage import GRACE, life_file
 
 #: How often a job may kill its process before it counts as failed: what runs out of memory shall not do so for ever.
 MAX_ATTEMPTS = 3
@@ -130,15 +131,18 @@ def trial_id_of(study: optuna.Study, storage: BaseStorage, number: int) -> int:
     return storage.get_trial_id_from_study_id_trial_number(storage.get_study_id_from_name(study.study_name), number)
 
 
-def claim(study: optuna.Study, storage: BaseStorage) -> Trial | None:
+def claim(study: optuna.Study, storage: BaseStorage, names: Container[str] | None = None) -> Trial | None:
     """
     Take up a waiting trial.
 
     :param study: The study.
     :param storage: Its storage.
+    :param names: Of jobs that come into question; None: all.
     :return: A trial that belongs to this process from now on; None if none waits.
     """
     for waiting in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        if names is not None and waiting.user_attrs.get(JOB) not in names:
+            continue
         trial_id = trial_id_of(study, storage, waiting.number)
         try:
             if not storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
@@ -172,8 +176,8 @@ def interrupt(study: optuna.Study, storage: BaseStorage, pids: Iterable[int]) ->
 
 def release_dead(study: optuna.Study, storage: BaseStorage) -> list[int]:
     """
-    Declare those trials failed whose process is gone: of this machine at once, of another after a while without a sign of
-    life, which only databases record.
+    Declare those trials failed whose process is gone: of this machine at once, of another (or of another container, or of this
+    one under an earlier name) after a while without a sign of life.
 
     :param study: The study.
     :param storage: Its storage.
@@ -182,16 +186,22 @@ def release_dead(study: optuna.Study, storage: BaseStorage) -> list[int]:
     released = []
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         worker = trial.user_attrs.get(WORKER)
-        if worker is not None:
-            gone = is_gone(worker)
-        else:
-            gone = trial.datetime_start is not None and datetime.now() - trial.datetime_start > _UNCLAIMED
+        trial_id = trial_id_of(study, storage, trial.number)
+        age = timedelta() if trial.datetime_start is None else datetime.now() - trial.datetime_start
+        gone = age > _UNCLAIMED if worker is None else is_gone(worker)
+        file = life_file(storage, trial_id)
+        if gone is None and file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                age = datetime.now() - datetime.fromtimestamp(file.stat().st_mtime)
+            gone = age > timedelta(seconds=GRACE)
         if gone:
             try:
-                storage.set_trial_state_values(trial_id_of(study, storage, trial.number), state=TrialState.FAIL)
+                storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
                 released.append(trial.number)
             except UpdateFinishedTrialError:
                 pass  # Somebody else was faster
+            if file is not None:
+                file.unlink(missing_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         fail_stale_trials(study)

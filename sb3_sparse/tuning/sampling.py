@@ -16,6 +16,7 @@ from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomS
 from optuna.trial import Trial, TrialState
 
 from sb3_sparse.checks import require_choice
+from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.queue import PARAMETERS
 from sb3_sparse.tuning.spaces import sample
 from sb3_sparse.tuning.study import Subject
@@ -48,6 +49,20 @@ def check_sampler(name: str) -> str:
     return name
 
 
+def sample_section(trial: Trial, subject: Subject) -> dict[str, Any]:
+    """
+    :param trial: A trial.
+    :param subject: What its study is about.
+    :return: The configuration that it tries. Its policy is a sparse one in any case: what a stock one costs cannot be counted.
+    """
+    section = sample(trial, subject.search, subject.algo, subject.section, n_inputs=subject.n_inputs)
+    draft = Draft(section, subject.algo, subject.n_inputs)
+    if draft.is_sparse:
+        return section
+    draft.make_sparse()
+    return draft.written()
+
+
 def sample_next(study: optuna.Study, trial: Trial, subject: Subject) -> dict[str, Any]:
     """
     Let a sampler choose, and record what it chose.
@@ -58,8 +73,7 @@ def sample_next(study: optuna.Study, trial: Trial, subject: Subject) -> dict[str
     :param subject: What the study is about.
     :return: The configuration.
     """
-    seed = 1_000_003 * subject.seed + trial.user_attrs["index"]
-    arguments = (subject.search, subject.algo, subject.section)
+    seed = (1_000_003 * subject.seed + trial.user_attrs["index"]) % 2**32  # NumPy's seeds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         # A copy of the study in memory, with what the sampler shall know
@@ -68,6 +82,6 @@ def sample_next(study: optuna.Study, trial: Trial, subject: Subject) -> dict[str
         copy.add_trials([other for other in known if other.params and other.number != trial.number])
         copy.enqueue_trial(trial.user_attrs.get(PARAMETERS, {}))
         chosen = copy.ask()
-        sample(chosen, *arguments, n_inputs=subject.n_inputs)
+        sample_section(chosen, subject)
         study.sampler = PartialFixedSampler(chosen.params, RandomSampler(seed=seed))
-        return sample(trial, *arguments, n_inputs=subject.n_inputs)
+        return sample_section(trial, subject)

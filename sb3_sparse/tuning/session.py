@@ -20,13 +20,15 @@ from sb3_sparse.tuning.pool import Pool
 from sb3_sparse.tuning.progress import Progress
 from sb3_sparse.tuning.queue import Job
 from sb3_sparse.tuning.results import Tried, tried
-from sb3_sparse.tuning.sampling import check_sampler
-from sb3_sparse.tuning.spaces import check_configuration, sample
+from sb3_sparse.tuning.sampling import check_sampler, sample_section
+from sb3_sparse.tuning.spaces import check_configuration
 from sb3_sparse.tuning.storage import open_storage
-from sb3_sparse.tuning.study import REPORT_EPISODES, Subject, load_study, open_study
+from sb3_sparse.tuning.study import TUNING_EPISODES, Subject, load_study, open_study
 from sb3_sparse.tuning.training import check_trainable, random_return
 
 REPORT_SUFFIX = "-report"
+#: Samples of a search that are looked at before a study is refused.
+_SAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,13 @@ class Place:
     """
     Where a study is and who works on it.
 
-    :param folder: Of its files; None: ``tune/<algorithm>-<environment>``. Made if need be.
+    :param folder: Of its files; None: ``tune/<algorithm>-<environment>``, with ``-keep`` for the one-line question. Made if
+        need be.
     :param storage: Journal or URL, see :func:`sb3_sparse.tuning.storage.open_storage`; None: ``study.log`` in the folder.
-    :param study_name: None: ``<algorithm>-<environment>``.
+    :param study_name: None: as the folder.
     :param workers: Processes of this machine.
     :param resume: Whether to go on with a study that is there.
+    :param gym_packages: Modules that register the environment, which workers import.
     """
 
     folder: Path | None = None
@@ -46,6 +50,7 @@ class Place:
     study_name: str | None = None
     workers: int = 1
     resume: bool = False
+    gym_packages: tuple[str, ...] = ()
 
 
 def make_subject(
@@ -84,8 +89,8 @@ def make_subject(
     :raises ValueError: For everything that will not do.
     """
     require_integer("--episodes", episodes, low=1)
-    require_integer("--seed", seed, low=0, high=REPORT_EPISODES)
     require_integer("--seeds", seeds, low=1, high=100)
+    require_integer("--seed", seed, low=0, high=TUNING_EPISODES - 1000)
     check_sampler(sampler)
     section = load_section(algo, env, method=method, conf_file=conf_file, steps=steps, parameters=parameters)
     subject = Subject(
@@ -107,10 +112,33 @@ def make_subject(
         seen = check_trainable(subject.task, dense(section, algo), Path(folder))
         if isinstance(seen, spaces.Box) and not is_image_space(seen):
             subject = replace(subject, n_inputs=math.prod(seen.shape))
-        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
-        first = sample(trial, search, algo, section, n_inputs=subject.n_inputs) if search else section
-        check_trainable(subject.task, first, Path(folder))
+        if search:
+            _check_samples(subject, Path(folder))
+        else:
+            check_trainable(subject.task, section, Path(folder))
     return subject
+
+
+def _check_samples(subject: Subject, folder: Path) -> None:
+    """See that some sample can be trained. That a single one cannot would be its own affair."""
+    for index in range(_SAMPLES):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=index)).ask()
+        section = sample_section(trial, subject)
+        try:
+            check_trainable(subject.task, section, folder)
+        except ValueError:
+            if index == _SAMPLES - 1:
+                raise
+        else:
+            return
+
+
+def default_name(subject: Subject) -> str:
+    """
+    :param subject: What a study is about.
+    :return: Name of the study, and of its folder in ``tune``, unless the user names them.
+    """
+    return f"{subject.algo}-{subject.env.replace('/', '-')}" + ("-keep" if subject.kind == "keep" else "")
 
 
 class Session:
@@ -125,7 +153,7 @@ class Session:
 
     def __init__(self, subject: Subject, place: Place) -> None:
         require_integer("--workers", place.workers, low=1)
-        default = f"{subject.algo}-{subject.env.replace('/', '-')}"
+        default = default_name(subject)
         self.subject, self.place = subject, place
         self.name = place.study_name or default
         self.folder = (place.folder or Path("tune") / default).absolute()
@@ -138,7 +166,7 @@ class Session:
         self.study = open_study(self.storage, self.name, subject, resume=place.resume)
         self.folder.mkdir(parents=True, exist_ok=True)
         names = [self.name, self.name + REPORT_SUFFIX]
-        self.pool = Pool(self.storage, self.address, names, self.folder, place.workers)
+        self.pool = Pool(self.storage, self.address, names, self.folder, place.workers, place.gym_packages)
 
     def __enter__(self) -> Session:
         return self

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -18,11 +20,15 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
 
-#: Seconds between two signs of life of a trial in a database, and after how many without one its process counts as gone.
-#: Processes of the same machine are looked at themselves; this is for the others.
+#: Seconds between two signs of life of a trial, and after how many without one its process counts as gone. Processes of the
+#: same machine are looked at themselves; this is for the others.
 HEARTBEAT, GRACE = 60, 600
 #: Environment variable through which workers get the storage.
 STORAGE_VARIABLE = "SB3_SPARSE_STORAGE"
+#: What a storage raises that was there and cannot be reached any more.
+STORAGE_ERRORS = (StorageInternalError, DatabaseError, OSError)
+#: Seconds between two attempts at writing a result, the last pause repeated for as long as signs of life are waited for.
+_PAUSES = (1, 5, 20, 60)
 #: Seconds to wait for a server, and for a lock in it.
 _CONNECT_TIMEOUT, _LOCK_TIMEOUT = 10, 30
 
@@ -51,6 +57,26 @@ class WholeLineBackend(JournalFileBackend):
             lock.release()
 
 
+def patiently(write: Callable[[], None]) -> None:
+    """
+    Write what took long to find out: a storage that cannot be reached for a while does not make it undone.
+
+    :param write: Writes it; harmless if done twice.
+    :raises Exception: One of :data:`STORAGE_ERRORS`, after ten minutes of them.
+    """
+    waited, attempt = 0, 0
+    while True:
+        try:
+            return write()
+        except STORAGE_ERRORS as error:
+            pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
+            if waited + pause > GRACE:
+                raise
+            print(f"the storage cannot be written, next attempt in {pause} s: {error}", flush=True)
+        time.sleep(pause)
+        waited, attempt = waited + pause, attempt + 1
+
+
 def _whole_lines(stream: Any) -> int:
     """Length of a file up to its last line end."""
     size = end = stream.seek(0, os.SEEK_END)
@@ -62,6 +88,21 @@ def _whole_lines(stream: Any) -> int:
             return start + found + 1
         end = start
     return min(end, size)
+
+
+#: The file of each journal that is open.
+_journals: WeakKeyDictionary[BaseStorage, Path] = WeakKeyDictionary()
+
+
+def life_file(storage: BaseStorage, trial_id: int) -> Path | None:
+    """
+    :param storage: A storage.
+    :param trial_id: Number of a trial in it.
+    :return: A file beside a journal that the trial's process touches now and then; None for databases, which record signs of
+        life themselves.
+    """
+    journal = _journals.get(storage)
+    return None if journal is None else journal.with_name(f"{journal.name}.{trial_id}.alive")
 
 
 def is_url(storage: str) -> bool:
@@ -125,11 +166,14 @@ def _open_journal(path: Path) -> JournalStorage:
         if place.exists() and not os.access(place, os.R_OK | os.W_OK):
             raise ValueError(f"`--storage` {path} cannot be written: no permission for {place}")
     try:
-        return JournalStorage(WholeLineBackend(str(path)))
+        # The journal's lock is a link to this name: a relative one would lead nowhere from another folder
+        storage = JournalStorage(WholeLineBackend(str(path.absolute())))
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
         raise ValueError(
             f"`--storage` {path} is not a journal of Optuna ({type(error).__name__}: {error}): give another name"
         ) from error
+    _journals[storage] = path.absolute()
+    return storage
 
 
 def _open_database(storage: str) -> RDBStorage:

@@ -157,17 +157,19 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
         except DuplicatedStudyError:  # Another process was faster
             study = optuna.load_study(study_name=name, storage=storage)
         else:
-            study.set_user_attr(_KEY, subject.to_json())
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                # For optuna-dashboard
-                study.set_metric_names([OBJECTIVES[objective].label for objective in subject.objectives])
-            return study
+            resume = True
     elif not resume:
         raise ValueError(
             f"there is a study {name!r} with {len(study.get_trials(deepcopy=False))} trials already: "
             "give --resume to go on with it, or another --study-name"
         )
+    if _KEY not in study.user_attrs and not study.get_trials(deepcopy=False) and study.directions == directions:
+        # New, or whoever made it came no further
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            # For optuna-dashboard
+            study.set_metric_names([OBJECTIVES[objective].label for objective in subject.objectives])
+        study.set_user_attr(_KEY, subject.to_json())
     check_same(study, subject)
     return study
 

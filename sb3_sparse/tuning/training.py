@@ -109,7 +109,8 @@ def _training_env(model: BaseAlgorithm) -> VecEnv:
 
 def check_trainable(task: Task, section: Mapping[str, Any], folder: Path) -> spaces.Space:
     """
-    Make the model that a configuration describes, and throw it away: what is wrong is said before anything is trained.
+    Make the model that a configuration describes, begin its training, and throw it away: what is wrong is said before anything
+    is trained.
 
     :param task: Algorithm and environment.
     :param section: The configuration.
@@ -119,14 +120,16 @@ def check_trainable(task: Task, section: Mapping[str, Any], folder: Path) -> spa
     """
     file = folder / f"{task.algo}.yml"
     file.write_text(as_yaml(task.env, section))
-    small = {"buffer_size": 1} if "buffer_size" in section or _is_off_policy(task.algo) else None
     with contextlib.redirect_stdout(io.StringIO()):
-        manager = make_manager(task, file, 0, folder, small)
+        manager = make_manager(task, file, 0, folder)
         try:
+            # Room for the replay buffer is asked for, and given when it is written to
             model = _make_model(manager)
-        except (AssertionError, TypeError, ValueError, KeyError, ImportError) as error:
+            _, callback = model._setup_learn(manager.n_timesteps, manager.callbacks)
+            callback.on_training_start({}, {})
+        except (AssertionError, TypeError, ValueError, KeyError, ImportError, NotImplementedError, MemoryError) as error:
             raise ValueError(
-                f"rl-zoo3 cannot make a {task.algo} model for {task.env!r} of this configuration: {error}\n{dict(section)}"
+                f"rl-zoo3 cannot train {task.algo} on {task.env!r} by this configuration: {error}\n{dict(section)}"
             ) from error
     _training_env(model).close()
     if isinstance(model, OffPolicyAlgorithm) and model.learning_starts >= manager.n_timesteps:

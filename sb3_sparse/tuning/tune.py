@@ -104,7 +104,7 @@ def tune(
     :param export_best: Folder for configurations that rl-zoo3 trains, see :func:`sb3_sparse.tuning.export.export`.
     :return: What came out.
     :raises ValueError: For everything that is wrong with the arguments, the storage or the study, before anything is trained;
-        and if not one trial was trained to its end.
+        and if not one sampled configuration was trained to its end.
     """
     names = check_objectives(objectives)
     searches = check_searches(search, algo)
@@ -130,10 +130,10 @@ def tune(
     with Session(subject, place or Place()) as session:
         rows = session.work(session.study, search_jobs(trials), "search")
         best = tuning_front(subject, rows)
-        if not best:
-            reasons = "; ".join(sorted({row.reason for row in rows if row.reason}))
-            raise ValueError(f"none of the {len(rows)} trials was trained to its end: {reasons[:500]}")
         files = write(session)
+        if all(row.is_dense or row.state != "complete" for row in rows):
+            reasons = "; ".join(sorted({row.reason for row in rows if row.reason}))
+            raise ValueError(f"none of the {trials} sampled configurations was trained to its end: {reasons[:500]}")
         if report_seeds:
             study = session.report(create=True)
             assert study is not None

@@ -1,17 +1,20 @@
 """
-A process that works off the queues of studies: ``python -m sb3_sparse.tuning.worker FOLDER STUDY ...``, started by
-``sb3-sparse tune``, several at a time.
+A process that works off the queues of studies: ``python -m sb3_sparse.tuning.worker FOLDER``, started by ``sb3-sparse tune``,
+several at a time. What it is to do comes on standard input, whose end is the end of the process that started it.
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ from sb3_sparse.tuning.files import as_yaml
 from sb3_sparse.tuning.objectives import RETURN
 from sb3_sparse.tuning.queue import PAUSE, REASON, claim, trial_id_of
 from sb3_sparse.tuning.sampling import sample_next
-from sb3_sparse.tuning.storage import HEARTBEAT, STORAGE_VARIABLE, open_storage
+from sb3_sparse.tuning.storage import HEARTBEAT, STORAGE_VARIABLE, life_file, open_storage, patiently
 from sb3_sparse.tuning.study import REFERENCE, Subject, load_study, subject_of
 from sb3_sparse.tuning.training import Diverged, train
 
@@ -49,22 +52,18 @@ def _mean(results: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([result[name] for result in results])) for name in results[0]}
 
 
-def run_trial(study: optuna.Study, trial: Trial, subject: Subject, folder: Path) -> Mapping[str, float]:
+def run_trial(section: dict[str, Any], seed: int | None, subject: Subject, folder: Path) -> dict[str, Any]:
     """
-    Train and evaluate the configuration of a trial. What is found out goes into its attributes.
+    Train and evaluate a configuration.
 
-    :param study: A study.
-    :param trial: A trial of it that belongs to this process.
+    :param section: The configuration.
+    :param seed: Of the training; None: those of the subject, one after the other.
     :param subject: What the study is about.
     :param folder: New folder for the trial's files.
-    :return: Every measure by name.
+    :return: Every measure by name, means over the trainings, and ``returns``, one for each.
     :raises Diverged: If a training did.
     """
     start = time.monotonic()
-    section = _section(study, trial, subject)
-    trial.set_user_attr("configuration", as_yaml(subject.env, section))
-    seed = trial.user_attrs.get("seed")
-    seeds = subject.training_seeds if seed is None else [seed]
     results = [
         train(
             subject.task,
@@ -74,48 +73,61 @@ def run_trial(study: optuna.Study, trial: Trial, subject: Subject, folder: Path)
             episode_seeds=subject.episode_seeds,
             save=subject.kind == "report",
         )
-        for seed in seeds
+        for seed in (subject.training_seeds if seed is None else [seed])
     ]
     measures = {**_mean(results), "seconds": round(time.monotonic() - start, 1)}
-    trial.set_user_attr("returns", [result[RETURN] for result in results])
-    for name, value in measures.items():
-        trial.set_user_attr(name, value)
-    return measures
+    return {"returns": [result[RETURN] for result in results], **measures}
 
 
 @contextmanager
 def signs_of_life(storage: BaseStorage, trial_id: int) -> Iterator[None]:
     """
-    Record now and then that this process works on a trial, for processes of other machines; journals hold no such record.
+    Record now and then that this process works on a trial, for processes of other machines.
 
     :param storage: The trial's storage.
     :param trial_id: Its number there.
     """
-    if not isinstance(storage, RDBStorage):
+    file = life_file(storage, trial_id)
+    record: Callable[[], object]
+    if isinstance(storage, RDBStorage):
+        database = storage
+
+        def record() -> None:
+            database.record_heartbeat(trial_id)
+
+    elif file is not None:
+        record = file.touch
+    else:
         yield
         return
     over = threading.Event()
 
-    def record() -> None:
+    def keep_recording() -> None:
         while True:
-            storage.record_heartbeat(trial_id)
+            try:
+                record()
+            except Exception as error:
+                # The training is worth more: the storage may be back at the next sign
+                print(f"no sign of life could be recorded: {error}", flush=True)
             if over.wait(HEARTBEAT):
                 return
 
-    thread = threading.Thread(target=record, daemon=True)
+    thread = threading.Thread(target=keep_recording, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
         thread.join()
+        if file is not None:
+            file.unlink(missing_ok=True)
 
 
-def _record(study: optuna.Study, trial: Trial, values: list[float] | None, reason: str | None) -> None:
+def _record(study: optuna.Study, trial: Trial, found: dict[str, Any], values: list[float] | None, reason: str | None) -> None:
     """Finish a trial, unless it was taken from this process meanwhile."""
     try:
-        if reason is not None:
-            trial.set_user_attr(REASON, reason)
+        for name, value in {**found, **({} if reason is None else {REASON: reason})}.items():
+            trial.set_user_attr(name, value)
         study.tell(trial, values, state=TrialState.COMPLETE if reason is None else TrialState.FAIL)
     except (UpdateFinishedTrialError, ValueError):
         if not study.trials[trial.number].state.is_finished():
@@ -125,49 +137,89 @@ def _record(study: optuna.Study, trial: Trial, values: list[float] | None, reaso
 
 
 def _do(study: optuna.Study, storage: BaseStorage, trial: Trial, folder: Path) -> None:
-    """Train a trial and record what came of it; nothing that goes wrong in it is fatal to others."""
+    """
+    Train a trial and record what came of it. Nothing that goes wrong in it is fatal to others. What goes wrong with the
+    storage is not the trial's fault, and ends this process instead.
+    """
     subject = subject_of(study)
     print(f"--- {study.study_name}, trial {trial.number}", flush=True)
+    found: dict[str, Any] = {}
     values, reason = None, None
     try:
-        with signs_of_life(storage, trial_id_of(study, storage, trial.number)):
-            measures = run_trial(study, trial, subject, folder / f"{study.study_name}-{trial.number}")
-        values = [measures[name] for name in subject.objectives]
-    except Diverged as error:
-        reason = f"diverged: {error}"
-    except Exception as error:
-        traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
-    _record(study, trial, values, reason)
+        section = _section(study, trial, subject)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        section, reason = {}, _reason(error)
+    if reason is None:
+        patiently(lambda: trial.set_user_attr("configuration", as_yaml(subject.env, section)))
+        try:
+            with signs_of_life(storage, trial_id_of(study, storage, trial.number)):
+                found = run_trial(
+                    section, trial.user_attrs.get("seed"), subject, folder / f"{study.study_name}-{trial.number}"
+                )
+            values = [found[name] for name in subject.objectives]
+        except Diverged as error:
+            reason = f"diverged: {error}"
+        except Exception as error:
+            reason = _reason(error)
+    patiently(lambda: _record(study, trial, found, values, reason))
 
 
-def work(storage: BaseStorage, names: Sequence[str], folder: Path) -> None:
+def _reason(error: Exception) -> str:
+    traceback.print_exc()
+    return f"{type(error).__name__}: {error}"
+
+
+class Orders:
     """
-    Do whatever waits in some studies, until the process that started this one is gone.
+    What the process that started this one wants done.
+
+    :param lines: As they come: a study's name and the names of its jobs as a JSON list, until the next one.
+    """
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self.current: tuple[str, frozenset[str]] | None = None
+        self.ended = threading.Event()
+        threading.Thread(target=self._listen, args=(lines,), daemon=True).start()
+
+    def _listen(self, lines: Iterable[bytes]) -> None:
+        for line in lines:
+            study, jobs = json.loads(line)
+            self.current = study, frozenset(jobs)
+        self.ended.set()
+
+
+def work(storage: BaseStorage, orders: Orders, folder: Path) -> None:
+    """
+    Do what is wanted and waits, until nobody wants anything any more.
 
     :param storage: The storage.
-    :param names: Names of the studies, some of which may come into being later.
+    :param orders: What is wanted.
     :param folder: Folder of the trials' files.
     """
-    parent = os.getppid()
-    while os.getppid() == parent:
-        for name in names:
-            study = load_study(storage, name)
-            trial = claim(study, storage) if study is not None else None
-            if study is not None and trial is not None:
-                _do(study, storage, trial, folder)
-                break
+    while not orders.ended.is_set():
+        name, jobs = orders.current or ("", frozenset())
+        study = load_study(storage, name) if name else None
+        trial = claim(study, storage, jobs) if study is not None else None
+        if study is not None and trial is not None:
+            _do(study, storage, trial, folder)
         else:
-            time.sleep(PAUSE)
+            orders.ended.wait(PAUSE)
 
 
 def main() -> None:
     """Entry point of the process."""
     # What is cut short by Ctrl-C, rl-zoo3 would take for trained. Whoever started this process ends it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    orders = Orders(sys.stdin.buffer)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gym-packages", nargs="*", default=[])
+    arguments = parser.parse_args()
+    for package in arguments.gym_packages:
+        importlib.import_module(package)
     th.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    work(open_storage(os.environ[STORAGE_VARIABLE]), sys.argv[2:], Path(sys.argv[1]))
+    work(open_storage(os.environ[STORAGE_VARIABLE]), orders, arguments.folder)
 
 
 if __name__ == "__main__":

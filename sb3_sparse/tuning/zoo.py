@@ -21,10 +21,9 @@ import torch as th
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
-from sb3_sparse.policies import SPARSE_POLICIES
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.files import read_section
-from sb3_sparse.tuning.merge import EVALUATED, evaluate, policy_of
+from sb3_sparse.tuning.merge import EVALUATED, evaluate, policy_of, supported_algorithms
 from sb3_sparse.tuning.search_for import SearchFor
 from sb3_sparse.tuning.spaces import check_configuration, check_searches, count_inputs, sample
 from sb3_sparse.tuning.stock import stock_sampler
@@ -243,11 +242,9 @@ def register_searches() -> None:
     :class:`~sb3_sparse.SearchFor` stays as it is.
     """
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-    from rl_zoo3.utils import ALGOS
 
     samplers: dict[str, Any] = HYPERPARAMS_SAMPLER
     converters: dict[str, Any] = HYPERPARAMS_CONVERTER
-    for algo, algorithm in ALGOS.items():
-        if algorithm in SPARSE_POLICIES:
-            samplers[algo] = _Sampler(algo)
-            converters[algo] = _Converter(algo)
+    for algo in supported_algorithms():
+        samplers[algo] = _Sampler(algo)
+        converters[algo] = _Converter(algo)

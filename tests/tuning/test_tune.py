@@ -1,5 +1,6 @@
 """``sb3-sparse tune`` end to end: real trainings, a killed worker, a killed study that is resumed, what comes out of it."""
 
+import argparse
 import csv
 import json
 import math
@@ -18,10 +19,13 @@ from optuna.trial import TrialState
 from stable_baselines3 import SAC
 
 from sb3_sparse.cli import main
+from sb3_sparse.hyperparameter import hyperparameter
 from sb3_sparse.report import sparsity_report
-from sb3_sparse.tuning import configuration, objectives, queue, results, sampling, study, tables, training, worker
+from sb3_sparse.tuning import configuration, objectives, queue, results, sampling, session, study, tables, training, worker
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.files import as_yaml
+from sb3_sparse.tuning.objectives import RETURN
+from sb3_sparse.tuning.pool import Pool
 from sb3_sparse.tuning.processes import identity
 from sb3_sparse.tuning.storage import open_storage
 from tests.helpers import equal_state
@@ -296,14 +300,14 @@ def test_keep_command(tmp_path):
         (["--seed", "998", "--seeds", "5"], "must not be among the reporting seeds, 1000 to 1002"),
         (["-n", "50"], "`--steps` 50 is too short: gradient steps begin at `learning_starts`=60"),
         (["-n", "0"], "`--steps` must be an integer >= 1, got 0"),
-        (["--params", "learning_starts:60", "nonsense:1"], "rl-zoo3 cannot make a sac model .*nonsense"),
+        (["--params", "learning_starts:60", "nonsense:1"], "rl-zoo3 cannot train sac on .*nonsense"),
         (["--method", "nothing"], "`method`='nothing' is unknown; the methods are: compress"),
         (["--method", "ds", "-conf", "x.yml"], "`--method` chooses a configuration file, and `--conf-file` names one"),
         (["-conf", "nowhere.yml"], "there is no file nowhere.yml"),
         (["-conf", "nowhere.py"], "nowhere.py must be a YAML file"),
         (["--env", "Pendulum-v99"], "`env`='Pendulum-v99' is unknown to gymnasium"),
         (["--algo", "trpo"], "`algo`='trpo' is not supported; supported are: "),
-        (["--algo", "dqn", "--method", "dense", "--env", "Pendulum-v1"], "has no preset|cannot make a dqn model"),
+        (["--algo", "dqn", "--method", "dense", "--env", "Pendulum-v1"], "cannot train dqn on .*action spaces"),
         (["--storage", "study.txt"], "`--storage` must be a journal, NAME.log, or a database's URL"),
         (["--storage", "postgresql://user:secret@127.0.0.1:1/x"], "cannot be used, it is unreachable or locked"),
         (["--keep", "1.5"], r"`--keep` must be a number in \(0, 1\), got 1.5"),
@@ -311,14 +315,41 @@ def test_keep_command(tmp_path):
         (["--keep", "0.9", "--search", "sparsity"], "`--search` cannot be combined with `--keep`"),
         (["--keep", "0.9", "--trials", "4"], "`--trials` must be an integer >= 5, got 4"),
         (["--confidence", "0.9"], "`--confidence` belongs to `--keep`"),
+        (["--seed", "2000000"], "`--seed` must be an integer in .0, 999003., got 2000000"),
+        (["--gym-packages", "no_such_package"], "`--gym-packages` 'no_such_package' cannot be imported"),
+        (["-o", "/etc/passwd/x"], "Not a directory: '/etc/passwd/x'"),
+        # What only shows when a training begins
+        (["-conf", "updater.yml"], "cannot train sac on .*'q_net'"),
+        (["--method", "rlx2", "--params", "buffer_size:1000"], "cannot train sac on .*`min_size`"),
+        (
+            ["-conf", "twice.yml"],
+            "each entry of `callback` must name one callback, got .'sb3_sparse.RigL', 'sb3_sparse.SparsityL",
+        ),
     ],
 )
 def test_mistakes_are_said_before_anything_starts(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match=f"sb3-sparse: .*{message}"):
+    logger, updater = (
+        {"sb3_sparse.SparsityLogger": {}},
+        {"sb3_sparse.RigL": {"every": 10, "drop_fraction": 0.3, "networks": "q_net"}},
+    )
+    for name, callback in (("updater", [updater]), ("twice", [{**logger, **updater}])):
+        (tmp_path / f"{name}.yml").write_text(yaml.safe_dump({"Pendulum-v1": {**section(), "callback": callback}}))
+    with pytest.raises(SystemExit, match=f"(?s)sb3-sparse: .*{message}"):
         main(["tune", *TASK, *SHORT, *arguments])
     assert list(tmp_path.rglob("*.csv")) == []
     assert not (tmp_path / "tune").exists()
+
+
+def test_hyperparameters_are_numbers_where_they_look_like_it():
+    values = ["1e-3", "3e-4", "1e5", "1.0e5", "5", "-2", "0.5", "true", "null", "auto", "lin_3e-4", "{net_arch: [4]}"]
+    found = [hyperparameter(f"x:{value}")[1] for value in values]
+    assert found == [1e-3, 3e-4, 100_000, 1e5, 5, -2, 0.5, True, None, "auto", "lin_3e-4", {"net_arch": [4]}]
+    assert isinstance(found[2], int)
+    assert isinstance(found[3], float)
+    for value in ("x", "1x:2", ":3", "x:{"):
+        with pytest.raises(argparse.ArgumentTypeError, match="a hyperparameter looks like learning_starts:1000, not"):
+            hyperparameter(value)
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
@@ -366,7 +397,7 @@ def test_failed_and_diverged_trials_are_recorded_and_not_fatal(tmp_path):
     diverged, failed, works = results.tried(found)
     assert (diverged.state, failed.state, works.state) == ("diverged", "failed", "complete")
     assert "is not finite after" in diverged.reason
-    assert "no number" in failed.reason or "Error" in failed.reason
+    assert failed.reason.startswith("TypeError: only integer tensors")
     assert math.isfinite(works.mean)
     assert all(queue.is_over(trials) for trials in queue.by_job(found.trials).values())
     rows = list(csv.DictReader(tables.to_csv(tables.trial_rows(results.tried(found))).splitlines()))
@@ -380,14 +411,67 @@ def test_a_worker_whose_trial_was_given_away_records_nothing(tmp_path, capsys):
     queue.fill(found, [queue.Job("a")])
     trial = queue.claim(found, storage)
     storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-    worker._record(found, trial, [1.0, 2.0], None)
-    worker._record(found, trial, None, "too late")
+    worker._record(found, trial, {"flops": 2.0}, [1.0, 2.0], None)
+    worker._record(found, trial, {}, None, "too late")
     assert found.trials[0].values is None
     assert queue.was_killed(found.trials[0])
     assert capsys.readouterr().out.count("was given to another process") == 2
 
 
+def test_a_search_of_which_nothing_can_be_trained_is_an_error(tmp_path, monkeypatch):
+    """The dense reference is no answer."""
+
+    def run_trial(section, *_):
+        if configuration.evaluate(section["policy_kwargs"])["sparsity"] != 0:
+            raise OverflowError("too sparse for this test")
+        return {"returns": [1.0], RETURN: 1.0, **dict.fromkeys(results.MEASURES, 1.0)}
+
+    def run(pool, found, jobs, watch):
+        queue.fill(found, jobs)
+        while (trial := queue.claim(found, pool.storage)) is not None:
+            worker._do(found, pool.storage, trial, pool.folder)
+
+    monkeypatch.setattr(worker, "run_trial", run_trial)
+    monkeypatch.setattr(Pool, "run", run)
+    with pytest.raises(
+        SystemExit, match="none of the 2 sampled configurations was trained to its end: OverflowError: too sparse"
+    ):
+        main(["tune", *TASK, *SHORT, "--trials", "2", "-o", str(tmp_path)])
+    with (tmp_path / "trials.csv").open() as file:
+        assert [row["state"] for row in csv.DictReader(file)] == ["complete", "failed", "failed"]
+
+
 # --- Parts ---
+
+
+def test_default_names_do_not_collide():
+    assert session.default_name(make_subject()) == "sac-Pendulum-v1"
+    assert session.default_name(make_subject("keep")) == "sac-Pendulum-v1-keep"
+    assert session.default_name(make_subject(env="ALE/Pong-v5")) == "sac-ALE-Pong-v5"
+
+
+def test_a_search_of_stock_hyperparameters_has_a_sparse_policy_to_count():
+    subject = make_subject(
+        search=("stock",), section={**section(), "policy": "MlpPolicy", "policy_kwargs": {"net_arch": [16]}}
+    )
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    found = sampling.sample_section(trial, subject)
+    assert found["policy"] == "sb3_sparse.SparseSACPolicy"
+    assert configuration.evaluate(found["policy_kwargs"])["sparsity"] == 0.0
+
+
+def test_one_impossible_sample_does_not_refuse_a_study(tmp_path):
+    # With dense layers a network this small cannot be as sparse as most samples want it; with two of them, as any does
+    subject, hopeless = (
+        make_subject(section=section(policy_kwargs={"net_arch": [16, 16], "dense_layers": layers}))
+        for layers in (["first"], ["first", "last"])
+    )
+    trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
+    with pytest.raises(ValueError, match="cannot be reached"):
+        training.check_trainable(subject.task, sampling.sample_section(trial, subject), tmp_path)
+    session._check_samples(subject, tmp_path)
+    with pytest.raises(ValueError, match="cannot be reached"):
+        session._check_samples(hopeless, tmp_path)
 
 
 def test_dense_and_sparse_relatives_of_a_configuration():
@@ -468,6 +552,14 @@ def test_samplers_are_not_disturbed_by_the_reference_and_repeat_themselves(sampl
         )
         sampled.append(frozen.params)
     assert sampled[0] == sampled[1] == sampled[2]
+
+
+@pytest.mark.parametrize("sampler", ["gp", "random"])
+def test_any_seed_that_is_allowed_seeds_a_sampler(sampler):
+    subject = make_subject(sampler=sampler, seed=999_003)
+    found = study.open_study(optuna.storages.InMemoryStorage(), "study", subject, resume=False)
+    queue.fill(found, [queue.Job("next", {"index": 30})])
+    assert sampling.sample_next(found, queue.claim(found, found._storage), subject)
 
 
 def test_points_that_fall_off_the_front_are_marked(tmp_path):

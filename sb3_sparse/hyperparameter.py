@@ -1,0 +1,31 @@
+"""Hyperparameters on a command line: ``learning_rate:1e-3``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import yaml
+
+
+def hyperparameter(text: str) -> tuple[str, Any]:
+    """
+    :param text: ``NAME:VALUE``, the value as in a YAML file, but that ``1e-3`` is a number, too, and ``1e5`` an integer.
+    :return: Name and value.
+    :raises argparse.ArgumentTypeError: If it looks different.
+    """
+    name, separator, written = text.partition(":")
+    try:
+        if not separator or not name.isidentifier():
+            raise ValueError
+        value = yaml.safe_load(written)
+    except (ValueError, yaml.YAMLError) as error:
+        raise argparse.ArgumentTypeError(f"a hyperparameter looks like learning_starts:1000, not {text!r}") from error
+    if isinstance(value, str):
+        # YAML 1.1 wants a dot and a sign in 1.0e+5
+        try:
+            number = float(value)
+        except ValueError:
+            return name, value
+        return name, int(number) if number.is_integer() and "." not in value else number
+    return name, value
