@@ -23,6 +23,7 @@ from sb3_sparse.tuning.files import as_yaml, read_section, write_section, zoo_co
 from sb3_sparse.tuning.stock import stock_sampler
 from sb3_sparse.tuning.trials import find_trial
 from sb3_sparse.tuning.zoo import register_searches
+from sb3_sparse.zoo import _checked_searches
 from tests.helpers import assert_invariants
 
 CARTPOLE = {
@@ -388,3 +389,12 @@ def test_negative_numbers_count_from_the_end():
     with pytest.raises(ValueError, match="`trial-id` -4"):
         find_trial("s.log", "s", -4)
     assert find_trial("s.log", "s", 0).number == 0
+
+
+def test_steps_may_come_from_the_command_line(tmp_path):
+    file = tmp_path / "config.yml"
+    file.write_text(yaml.safe_dump({"Pendulum-v1": {"policy": "sb3_sparse.SparseTD3Policy"}}))
+    arguments = ["--algo", "td3", "--env", "Pendulum-v1", "--optimize", "--search", "sparsity"]
+    with pytest.raises(ValueError, match="`n_timesteps` is missing"):
+        _checked_searches(arguments, ["-conf", str(file)])
+    assert _checked_searches([*arguments, "-n", "150"], ["-conf", str(file)]) == ["sparsity"]
