@@ -468,7 +468,7 @@ def test_one_impossible_sample_does_not_refuse_a_study(tmp_path):
     with pytest.raises(ValueError, match="cannot be reached"):
         training.check_trainable(subject.task, sampling.sample_section(trial, subject), tmp_path)
     session._check_samples(subject, tmp_path)
-    with pytest.raises(ValueError, match="cannot train sac on .*nonsense"):
+    with pytest.raises(ValueError, match=r"cannot train sac on .*nonsense"):
         session._check_samples(hopeless, tmp_path)
 
 
