@@ -238,3 +238,14 @@ def test_a_study_that_was_killed_at_birth_is_taken_over():
     for name in ("other", "third"):
         with pytest.raises(ValueError, match="was not made by sb3-sparse tune"):
             open_study(opened, name, subject, resume=True)
+
+
+def test_workers_import_what_registers_the_environment(tmp_path, monkeypatch):
+    (tmp_path / "my_environments.py").write_text("import pathlib\npathlib.Path(__file__).with_name('imported').touch()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    pool = Pool(open_storage(str(tmp_path / "study.log")), str(tmp_path / "study.log"), [], tmp_path, 1, ["my_environments"])
+    pool._start(0)
+    try:
+        wait_until((tmp_path / "imported").exists)
+    finally:
+        pool.stop()
