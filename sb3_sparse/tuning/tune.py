@@ -105,6 +105,9 @@ def tune(
     :return: What came out.
     :raises ValueError: For everything that is wrong with the arguments, the storage or the study, before anything is trained;
         and if not one trial was trained to its end.
+    :raises FileNotFoundError: If there is no such ``conf_file``.
+    :raises ImportError: If a package that the environment, the sampler or the storage needs is not installed.
+    :raises ChildProcessError: If worker processes end before they do anything.
     """
     names = check_objectives(objectives)
     searches = check_searches(search, algo)

@@ -220,7 +220,7 @@ def test_plain_rl_zoo3_trains_what_was_exported_to_the_same_agent(finished, tmp_
     assert {file.name for file in best.iterdir()} == {"sac.yml", "dense.yml", *(f"trial-{number}.yml" for number in points)}
     text = (best / "sac.yml").read_text()
     number = next(
-        number for number in points if (best / f"trial-{number}.yml").read_text().splitlines()[4:] == text.splitlines()[4:]
+        number for number in points if yaml.safe_load((best / f"trial-{number}.yml").read_text()) == yaml.safe_load(text)
     )
     command = ["-m", "rl_zoo3.train", *TASK, "-conf", str(best / "sac.yml"), "--seed", "1000", "-f", "logs"]
     subprocess.run([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
@@ -366,7 +366,7 @@ def test_failed_and_diverged_trials_are_recorded_and_not_fatal(tmp_path):
     diverged, failed, works = results.tried(found)
     assert (diverged.state, failed.state, works.state) == ("diverged", "failed", "complete")
     assert "is not finite after" in diverged.reason
-    assert "no number" in failed.reason or "Error" in failed.reason
+    assert failed.reason.startswith("TypeError: ")
     assert math.isfinite(works.mean)
     assert all(queue.is_over(trials) for trials in queue.by_job(found.trials).values())
     rows = list(csv.DictReader(tables.to_csv(tables.trial_rows(results.tried(found))).splitlines()))
@@ -510,7 +510,7 @@ def test_points_that_fall_off_the_front_are_marked(tmp_path):
     assert points[1].interval() == pytest.approx((51 - 12.706, 51 + 12.706), abs=1e-2)
     text = tables.to_markdown(subject, points)
     assert "| trial 1 | no |" in text
-    assert "1 (1 failed)" in text
+    assert "1 (1 of 2 failed)" in text
     files = plot_front(subject, rows, points, tmp_path / "front")
     assert [file.suffix for file in files] == [".png", ".svg"]
     assert "fell off it when trained again" in files[1].read_text()
