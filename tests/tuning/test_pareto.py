@@ -206,6 +206,17 @@ def test_budget_and_seeds_are_limits(budget, max_seeds, batch, noise, seed):
         assert decision.verdict != UNDECIDED or decision.low < 0 <= decision.high
 
 
+def test_a_budget_that_ends_the_last_test_is_told_from_one_that_suffices():
+    def wild(wanted):
+        return [1000.0 + seed + (sparsity and 990 * (seed % 2) - 500) for sparsity, seed in wanted]
+
+    # Wide enough that nothing else is tested
+    for max_seeds, is_cut_short in ((3, False), (4, True)):
+        bisection, accepted = search(wild, budget=6, max_seeds=max_seeds, precision=3.0)
+        assert [(decision.verdict, decision.seeds) for decision in bisection.decisions] == [(UNDECIDED, 3)]
+        assert (accepted, bisection.bracket, bisection.is_cut_short) == ([], (0.0, 0.99), is_cut_short)
+
+
 def test_what_diverges_is_refused():
     bisection, accepted = search(Simulated(0.99, 0.01, diverges_at=0.8))
     assert accepted
