@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 import re
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -376,6 +377,12 @@ def test_survivors_are_marked_and_recommended_last(tmp_path):
     export.export(FRONT, points, tmp_path, "name", -1250.0)
     assert "batch_size: 18" in (tmp_path / "td3.yml").read_text()
     assert "return -140.0 (1 reporting seed, 2 of 3 failed), " in (tmp_path / "trial-1.yml").read_text()
+    # Nor where nothing is shown of the others, or they keep less
+    for returns in ([-100.0, -155.0, -210.0], [-900.0, -901.0, -902.0]):
+        others = results.points(FRONT, rows, [*report[:6], *reported(2, returns, 200.0)])
+        point, why = export.recommended([replace(point, on_front=True) for point in others], -1250.0)
+        assert point.row.number == 2
+        assert "was shown" not in why
     # Where there is nothing else
     only = results.points(FRONT, rows[:2], report[:6])
     assert export.recommended(only, -1250.0)[0].row.number == 1
