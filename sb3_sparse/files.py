@@ -1,8 +1,9 @@
-"""Files that are never half-written."""
+"""Files that are never half-written, and folders that can be written to."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,3 +38,24 @@ def write_text(file: Path, text: str) -> Path:
     with replacing(file) as partial:
         partial.write_text(text)
     return file
+
+
+def make_folder(option: str, folder: str | Path) -> Path:
+    """
+    Make a folder that results are written to, before anything is trained.
+
+    :param option: How the error names it.
+    :param folder: The folder.
+    :return: It.
+    :raises ValueError: If it cannot be made or written to.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"`{option}` {folder} is a file, or lies in one: give a folder") from error
+    except OSError as error:
+        raise ValueError(f"`{option}` {folder} cannot be written to: {error}") from error
+    return folder

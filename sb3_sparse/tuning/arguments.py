@@ -48,6 +48,7 @@ def add_tune_arguments(parser: argparse.ArgumentParser) -> None:
     question.add_argument(
         "--keep", type=float, metavar="FRACTION", help="instead of a front: the sparsest network that keeps so much of dense"
     )
+    question.add_argument("--most", type=float, metavar="S", help="largest sparsity to try (default: 0.99)")
     question.add_argument("--confidence", type=float, help="of each decision and of the answer (default: 0.9)")
     question.add_argument("--max-seeds", type=int, metavar="N", help="trainings of one sparsity at most (default: 6)")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 #: Options that only one of both uses understands.
 _SEARCH_ONLY = ("objectives", "search", "sampler", "seeds")
-_KEEP_ONLY = ("confidence", "max_seeds")
+_KEEP_ONLY = ("confidence", "max_seeds", "most")
 
 
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sb3_sparse.growth import SET, RigL
 from sb3_sparse.presets import preset_entry
 from sb3_sparse.quantization_aware import QuantizationAware
 from sb3_sparse.refresh import MaskRefresh
+from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.files import read_section
 from sb3_sparse.tuning.merge import Callbacks, algorithm_of, evaluate, plain, policy_of, sparse_twin, write_kwargs
 
@@ -102,26 +103,27 @@ def dense(section: Mapping[str, Any], algo: str) -> dict[str, Any]:
 
 def with_sparsity(section: Mapping[str, Any], algo: str, sparsity: float) -> dict[str, Any]:
     """
-    The same at another sparsity, in every network that the configuration makes sparse (without any in it, in all). A
-    configuration that prunes while it trains begins as it does and ends at this sparsity.
+    The same at another sparsity, in every network that the configuration makes sparse (without any in it, in all). It takes
+    the place of a distribution that says how sparse each layer is. A configuration that prunes while it trains begins dense,
+    from where every sparsity can be reached, and ends at this one.
 
     :param section: A configuration.
     :param algo: rl-zoo3's name of the algorithm.
     :param sparsity: In [0, 1).
     :return: A new one.
+    :raises ValueError: If the configuration's pattern leaves no choice of sparsity.
     """
-    callbacks = Callbacks(section.get("callback"))
-    gradual = callbacks.of(GradualPruning)
-    if not gradual:
-        old = (evaluate(section.get("policy_kwargs")) or {}).get("sparsity")
-        return _with_policy(section, algo, {"sparsity": _everywhere(old, sparsity)}, ())
-    for _, kwargs in gradual:
-        kwargs["final_sparsity"] = _everywhere(kwargs.get("final_sparsity"), sparsity)
-    return {**_with_policy(section, algo, {}, ()), "callback": callbacks.written()}
-
-
-def _everywhere(old: Any, sparsity: float) -> Any:
-    """A map keeps its networks, but for those that it wants dense."""
-    if not isinstance(old, Mapping):
-        return sparsity
-    return {network: sparsity if value else 0.0 for network, value in old.items()}
+    draft = Draft(section, algo)
+    if (fixed := draft.pattern.fixed_sparsity) is not None:
+        raise ValueError(
+            f"`pattern`={draft.pattern.spec!r} is {100 * fixed:g} % sparse, always: there is no sparsity to choose. Begin "
+            "with a --method or --conf-file whose pattern is unstructured or block:RxC; --search pattern tries several"
+        )
+    old = draft.sparsity
+    draft.make_sparse()
+    if isinstance(old, Mapping) and any(old.values()):
+        # A map keeps its networks, but for those that it wants dense
+        draft.set_sparsity({network: sparsity if value else 0.0 for network, value in old.items()})
+    else:
+        draft.set_sparsity(sparsity)
+    return draft.written()

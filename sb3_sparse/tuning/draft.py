@@ -165,10 +165,10 @@ class Draft:
             if isinstance(self.policy_kwargs.get("distribution"), Mapping):
                 del self.policy_kwargs["distribution"]
 
-    def set_sparsity(self, sparsity: dict[str, float]) -> None:
+    def set_sparsity(self, sparsity: float | dict[str, float]) -> None:
         """
-        :param sparsity: How sparse each network is; with gradual pruning, in the end. It takes the place of an explicit
-            distribution.
+        :param sparsity: How sparse each network is, or all of them are; with gradual pruning, in the end. It takes the place
+            of an explicit distribution.
         """
         arguments, key = self._goal
         if (explicit := self.explicit_distribution) is not None:

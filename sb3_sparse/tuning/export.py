@@ -2,50 +2,106 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from sb3_sparse.files import write_text
+from sb3_sparse.tuning.intervals import margin
 from sb3_sparse.tuning.results import Point
 from sb3_sparse.tuning.study import REPORT_SEED, Subject
 
 #: Of the dense reference's return that the recommended configuration keeps, as in ``--keep``.
 _KEEP = 0.97
+#: That none is said to keep it which does not.
+_CONFIDENCE = 0.9
 
 
-def recommended(points: Sequence[Point], random: float | None = None) -> Point | None:
+def _gained(dense: Point, random: float | None) -> float:
+    """What the dense reference has learnt."""
+    return abs(dense.mean) if random is None else max(dense.mean - random, 0.0)
+
+
+def recommended(points: Sequence[Point], random: float | None = None) -> tuple[Point, str] | None:
     """
-    The cheapest point of the front that keeps 97 % of what the dense reference gained over a random policy; if none does,
-    the one with the best return.
+    The cheapest point of the front that is shown to keep 97 % of what the dense reference gained over a random policy: by the
+    lower limit of its margin over the reporting seeds, at 90 % confidence for all together that were trained again without a
+    failure (Bonferroni). If none is, the cheapest whose mean return keeps 97 %, which is an estimate from the returns that it
+    was chosen by; if none does, the one with the best return. One with failed trainings only if there is no other.
 
-    :param points: The front, cheapest first, and the dense reference.
+    :param points: The front, cheapest first, the dense reference, and what fell off the front.
     :param random: Return of a random policy; None: 97 % is of the dense return's size.
-    :return: A point that is not the dense reference, None if there is none.
+    :return: A point that is not the dense reference, and by what it was chosen, for a comment; None if there is no point.
     """
-    sparse = [point for point in points if point.on_front and not point.row.is_dense]
-    dense = [point for point in points if point.row.is_dense]
-    if dense and sparse:
-        gained = abs(dense[0].mean) if random is None else max(dense[0].mean - random, 0.0)
+    standing = [point for point in points if point.on_front and not point.row.is_dense]
+    sparse = [point for point in standing if not point.n_failed] or standing
+    if not sparse:
+        return None
+    dense = next((point for point in points if point.row.is_dense), None)
+    if dense is not None:
+        gained = _gained(dense, random)
+        n_tested = sum(len(point.returns) > 1 and not point.n_failed for point in points if not point.row.is_dense)
         for point in sparse:
-            if point.mean >= dense[0].mean - (1 - _KEEP) * gained:
-                return point
-    return max(sparse, key=lambda point: point.mean, default=None)
+            if gained and not point.n_failed and min(len(point.returns), len(dense.returns)) > 1:
+                confidence = 1 - (1 - _CONFIDENCE) / n_tested
+                limits = {"keep": _KEEP, "floor": dense.mean - gained, "confidence": confidence}
+                if margin(point.returns, dense.returns, **limits)[1] >= 0:
+                    return point, (
+                        f"the cheapest that was shown to keep {100 * _KEEP:g} % of what dense has learnt, "
+                        f"at {100 * _CONFIDENCE:g} % confidence for all {n_tested} that were tested"
+                    )
+        for point in sparse:
+            if point.mean >= dense.mean - (1 - _KEEP) * gained:
+                return point, (
+                    f"the cheapest whose mean return keeps {100 * _KEEP:g} % of what dense has learnt: an estimate from the "
+                    "returns it was chosen by, not shown"
+                )
+    return max(sparse, key=lambda point: point.mean), f"the best return; none keeps {100 * _KEEP:g} % of what dense has learnt"
 
 
-def _text(subject: Subject, point: Point, study_name: str, command: str) -> str:
-    low, high = point.interval()
+def _seeds(point: Point) -> str:
+    """How many trainings the return of a point comes from."""
+    if not point.is_reported:
+        return "of the trainings that chose it, not reported yet"
+    n = len(point.returns)
+    text = f"{n} reporting seed{'' if n == 1 else 's'}"
+    if point.n_failed:
+        text += f", {point.n_failed} of {n + point.n_failed} failed"
+    if n > 1:
+        low, high = point.interval()
+        text += f", 95 % interval {low:.1f} to {high:.1f}"
+    return text
+
+
+def _title(what: str, study_name: str) -> str:
+    """First line of every file."""
+    return f"# {what}{_ending(study_name)}"
+
+
+def _ending(study_name: str) -> str:
+    """What the study knows its own files by."""
+    return f" of the study {study_name!r} of sb3-sparse tune"
+
+
+def _text(point: Point, study_name: str, notes: Sequence[str]) -> str:
     measures = point.measures
-    seeds = (
-        f"{len(point.returns)} reporting seeds, 95 % interval {low:.1f} to {high:.1f}" if len(point.returns) > 1 else "1 seed"
-    )
-    name = "The dense reference" if point.row.is_dense else f"Trial {point.row.number}"
     lines = [
-        f"# {name} of the study {study_name!r} of sb3-sparse tune",
-        f"# return {point.mean:.1f} ({seeds}), sparsity {100 * measures['sparsity']:.2f} % of the networks that act,",
+        _title("The dense reference" if point.row.is_dense else f"Trial {point.row.number}", study_name),
+        f"# return {point.mean:.1f} ({_seeds(point)}), sparsity {100 * measures['sparsity']:.2f} % of the networks that act,",
         f"# {measures['flops']:,.0f} FLOPs, {measures['bytes']:,.0f} bytes, {measures['parameters']:,.0f} parameters",
-        f"# {command}",
+        *(f"# {note}" for note in notes),
     ]
     return "\n".join(lines) + "\n" + point.row.configuration
+
+
+def _remove_earlier(subject: Subject, folder: Path, study_name: str) -> None:
+    """Remove what this study exported earlier: files of such a name that begin with its title."""
+    for file in folder.glob("*.yml"):
+        if re.fullmatch(rf"trial-\d+|dense|{re.escape(subject.algo)}", file.stem) and file.is_file():
+            with file.open(encoding="utf-8", errors="replace") as stream:
+                first = stream.readline()
+            if first.startswith("# ") and first.rstrip("\n").endswith(_ending(study_name)):
+                file.unlink()
 
 
 def export(
@@ -53,7 +109,8 @@ def export(
 ) -> list[Path]:
     """
     Write the front as rl-zoo3's YAML: ``trial-<number>.yml`` for each of its points, ``dense.yml``, and under the algorithm's
-    name (``td3.yml``) the recommended one once more. Files that are there are replaced.
+    name (``td3.yml``) the recommended one once more. What the same study wrote there earlier is removed, and files of these
+    names are replaced.
 
     :param subject: What the study is about.
     :param points: The front and the dense reference.
@@ -63,15 +120,33 @@ def export(
     :return: The files, the recommended one first.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    named: list[tuple[str, Point]] = []
+    _remove_earlier(subject, folder, study_name)
+    named: list[tuple[str, Point, list[str]]] = []
     best = recommended(points, random)
     if best is not None:
-        named.append((f"{subject.algo}.yml", best))
+        named.append((f"{subject.algo}.yml", best[0], [f"recommended: {best[1]}"]))
     for point in points:
         if point.row.is_dense or point.on_front:
-            named.append(("dense.yml" if point.row.is_dense else f"trial-{point.row.number}.yml", point))
+            named.append(("dense.yml" if point.row.is_dense else f"trial-{point.row.number}.yml", point, []))
     files = []
-    for name, point in named:
+    for name, point, notes in named:
         command = f"python -m rl_zoo3.train --algo {subject.algo} --env {subject.env} -conf {name} --seed {REPORT_SEED}"
-        files.append(write_text(folder / name, _text(subject, point, study_name, command)))
+        files.append(write_text(folder / name, _text(point, study_name, [*notes, command])))
     return files
+
+
+def export_answer(subject: Subject, folder: Path, study_name: str, line: str, configuration: str) -> Path:
+    """
+    Write the answer to ``--keep`` as rl-zoo3's YAML, under the algorithm's name. What the same study wrote there earlier is
+    removed.
+
+    :param subject: What the question is about.
+    :param folder: Where to; made if need be.
+    :param study_name: Name of the study, for the comment above the configuration.
+    :param line: The answer in one line, for the same.
+    :param configuration: YAML of the answer.
+    :return: The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    _remove_earlier(subject, folder, study_name)
+    return write_text(folder / f"{subject.algo}.yml", f"{_title('The answer', study_name)}\n# {line}\n{configuration}")

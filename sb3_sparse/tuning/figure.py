@@ -40,7 +40,9 @@ def _draw(axes: Any, subject: Subject, rows: Sequence[Tried], points: Sequence[P
         axes.step(xs, ys, where="post", color=_FRONT, linewidth=1.2, zorder=3)
     for is_dense, color, marker, label in ((False, _FRONT, "o", "front"), (True, _DENSE, "s", "dense reference")):
         for on_front in (True, False):
-            members = [point for point in points if point.row.is_dense == is_dense and point.on_front == on_front]
+            # What is not reported yet is shown as a trial alone
+            reported = [point for point in points if not point.is_awaited]
+            members = [point for point in reported if point.row.is_dense == is_dense and point.on_front == on_front]
             if not members:
                 continue
             means = [point.mean for point in members]

@@ -4,9 +4,11 @@ How sparse can it be? The sparsest network that keeps a given part of what the d
 One number is searched, the sparsity of a given method, by bisection on the logarithm of the density. Every decision is a test:
 Welch's one-sided limits of the margin over the seeds. A sparsity is accepted when the lower limit is above zero, refused when
 the upper one is below, and gets more seeds as long as neither is so; one that is still undecided with all its seeds is not
-accepted, for what is claimed must have been seen. So seeds are spent near the boundary. What the bisection found is then
-trained with new seeds, the reporting ones, and tested once more; if it fails there, the next less sparse one that was accepted
-has its turn.
+accepted, for what is claimed must have been seen. So seeds are spent near the boundary.
+
+What was accepted is then trained with new seeds, the reporting ones, and tested once more, the sparsest first; if it fails
+there, the next less sparse one has its turn. How many there are is known before the first of these trainings, so each is
+tested at so much more confidence that the stated one holds for all of them together (Bonferroni).
 """
 
 from __future__ import annotations
@@ -16,13 +18,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sb3_sparse.benchmark.plots import position
-from sb3_sparse.tuning.intervals import margin
+from sb3_sparse.tuning.intervals import are_tied, margin
 
 ACCEPTED, REFUSED, UNDECIDED = "accepted", "refused", "undecided"
-#: Trainings by sparsity and seed; what failed has NaN for its return.
+#: Trainings by sparsity and seed; what diverged has NaN for its return.
 Train = Callable[[Sequence[tuple[float, int]]], Sequence[float]]
 #: Seeds of the dense reference and of a sparsity before anything is tested.
 FIRST_DENSE, FIRST = 3, 2
+#: The largest sparsity that is tried.
+MOST = 0.99
 
 
 @dataclass
@@ -31,13 +35,21 @@ class Level:
     A sparsity and what is known of it.
 
     :param sparsity: 0 for the dense reference.
-    :param returns: One for each training that did not fail.
-    :param n_trained: Trainings, failed ones included.
+    :param results: A return for each training, NaN for one that diverged.
     """
 
     sparsity: float
-    returns: list[float] = field(default_factory=list)
-    n_trained: int = 0
+    results: list[float] = field(default_factory=list)
+
+    @property
+    def n_trained(self) -> int:
+        """Trainings, diverged ones included."""
+        return len(self.results)
+
+    @property
+    def returns(self) -> list[float]:
+        """Of the trainings that did not diverge."""
+        return _finite(self.results)
 
 
 @dataclass(frozen=True)
@@ -45,10 +57,11 @@ class Decision:
     """
     :param sparsity: What was tested.
     :param verdict: ``"accepted"``, ``"refused"`` or ``"undecided"``.
-    :param margin: How far its mean return lies above what is to be kept, NaN if its trainings failed.
+    :param margin: How far its mean return lies above what is to be kept, NaN if its trainings diverged.
     :param low: One-sided lower limit of the margin.
     :param high: One-sided upper limit.
     :param seeds: Trainings of it.
+    :param is_tied: Whether some of their returns are equal, see :func:`sb3_sparse.tuning.intervals.are_tied`.
     """
 
     sparsity: float
@@ -57,6 +70,79 @@ class Decision:
     low: float
     high: float
     seeds: int
+    is_tied: bool = False
+
+
+def _finite(results: Sequence[float]) -> list[float]:
+    return [result for result in results if math.isfinite(result)]
+
+
+def with_floor(results: Sequence[float], floor: float) -> list[float]:
+    """
+    :param results: Returns, NaN where a training diverged.
+    :param floor: Return of a policy that has learnt nothing.
+    :return: The same; a training that diverged has learnt nothing.
+    """
+    return [result if math.isfinite(result) else floor for result in results]
+
+
+def judge(
+    sparsity: float, results: Sequence[float], dense: Sequence[float], *, keep: float, floor: float, confidence: float
+) -> Decision:
+    """
+    Test a sparsity. A training that diverged counts as having learnt nothing; two such refuse it, for a configuration that
+    diverges now and then is none to recommend.
+
+    :param sparsity: The sparsity.
+    :param results: Its returns, NaN where a training diverged; at least two.
+    :param dense: Returns of the dense reference, at least two.
+    :param keep: Fraction to keep.
+    :param floor: Return of a policy that has learnt nothing.
+    :param confidence: Of each limit.
+    :return: What the test says.
+    """
+    if len(results) - len(_finite(results)) > 1:
+        return Decision(sparsity, REFUSED, math.nan, math.nan, math.nan, len(results))
+    returns = with_floor(results, floor)
+    mean, low, high = margin(returns, dense, keep=keep, floor=floor, confidence=confidence)
+    verdict = ACCEPTED if low >= 0 else REFUSED if high < 0 else UNDECIDED
+    return Decision(sparsity, verdict, mean, low, high, len(results), are_tied(returns, floor))
+
+
+def confirm(
+    train: Train, accepted: Sequence[float], n_seeds: int, *, keep: float, floor: float, confidence: float
+) -> list[Decision]:
+    """
+    Train what was accepted again, with new seeds, until one of them passes with these too. The dense reference is trained with
+    them in any case, as the answer shows it.
+
+    :param train: Trains with the new seeds.
+    :param accepted: Sparsities, in the order in which they have their turn.
+    :param n_seeds: New seeds, at least two.
+    :param keep: Fraction to keep.
+    :param floor: Return of a policy that has learnt nothing, in the episodes of these trainings.
+    :param confidence: That nothing is accepted that does not keep so much, for all of these tests together.
+    :return: A decision on each that was tested; the last one is the answer if it is accepted.
+    """
+    found: list[Decision] = []
+    each = 1 - (1 - confidence) / max(len(accepted), 1)
+    dense: list[float] = []
+    for sparsity in accepted or [0.0]:
+        levels = ([] if dense else [0.0]) + ([sparsity] if sparsity else [])
+        wanted = [(level, index) for index in range(n_seeds) for level in levels]
+        results = dict(zip(wanted, train(wanted), strict=True))
+        dense = dense or [results[0.0, index] for index in range(n_seeds)]
+        if not sparsity:
+            break
+        if len(_finite(dense)) < 2:
+            # Nothing to compare with, whatever is tested
+            found.append(Decision(sparsity, UNDECIDED, math.nan, math.nan, math.nan, n_seeds))
+            break
+        mine = [results[sparsity, index] for index in range(n_seeds)]
+        found.append(judge(sparsity, mine, _finite(dense), keep=keep, floor=floor, confidence=each))
+        if found[-1].verdict == ACCEPTED:
+            break
+    return found
 
 
 class Bisection:
@@ -81,7 +167,7 @@ class Bisection:
         confidence: float = 0.9,
         budget: int = 40,
         max_seeds: int = 6,
-        most: float = 0.99,
+        most: float = MOST,
         precision: float = 0.1,
         batch: int = 1,
     ) -> None:
@@ -90,6 +176,10 @@ class Bisection:
         self.dense = Level(0.0)
         self.levels: dict[float, Level] = {}
         self.decisions: list[Decision] = []
+        #: The largest sparsity below the boundary and the smallest above it, as far as the search came.
+        self.bracket = (0.0, most)
+        #: Whether the budget ended the search, or the test of a sparsity, before it was done.
+        self.is_cut_short = False
 
     @property
     def n_trained(self) -> int:
@@ -100,19 +190,18 @@ class Bisection:
         """Train every level until it has so many trainings."""
         jobs = [(level, seed) for level, n in wanted for seed in range(level.n_trained, n)]
         for (level, _), result in zip(jobs, self.train([(level.sparsity, seed) for level, seed in jobs]), strict=True):
-            level.n_trained += 1
-            if math.isfinite(result):
-                level.returns.append(result)
+            level.results.append(result)
 
-    def _test(self, level: Level) -> Decision:
-        if level.n_trained > len(level.returns) + 1 or len(level.returns) < 2:
-            # A configuration that diverges now and then is none to recommend
-            return Decision(level.sparsity, REFUSED, math.nan, math.nan, math.nan, level.n_trained)
-        mean, low, high = margin(
-            level.returns, self.dense.returns, keep=self.keep, floor=self.floor, confidence=self.confidence
-        )
-        verdict = ACCEPTED if low >= 0 else REFUSED if high < 0 else UNDECIDED
-        return Decision(level.sparsity, verdict, mean, low, high, level.n_trained)
+    def _test(self, sparsity: float, results: Sequence[float]) -> Decision:
+        limits = {"keep": self.keep, "floor": self.floor, "confidence": self.confidence}
+        return judge(sparsity, results, self.dense.returns, **limits)
+
+    def _is_hopeless(self, decision: Decision) -> bool:
+        """Whether more returns that are equal to those that are there would never be enough."""
+        if not decision.is_tied:
+            return False
+        returns = [max(self.levels[decision.sparsity].returns)] * self.max_seeds
+        return self._test(decision.sparsity, returns).verdict == UNDECIDED
 
     def _decide(self, sparsity: float) -> str | None:
         """Test a sparsity with as many seeds as it takes; None if the budget does not suffice to begin."""
@@ -120,10 +209,14 @@ class Bisection:
         first = FIRST - level.n_trained
         if self.n_trained + first > self.budget:
             del self.levels[sparsity]
+            self.is_cut_short = True
             return None
         self._add([(level, FIRST)])
-        decision = self._test(level)
-        while decision.verdict == UNDECIDED and level.n_trained < self.max_seeds and self.n_trained < self.budget:
+        decision = self._test(sparsity, level.results)
+        while decision.verdict == UNDECIDED and level.n_trained < self.max_seeds and not self._is_hopeless(decision):
+            if self.n_trained >= self.budget:
+                self.is_cut_short = True
+                break
             room = min(self.batch, self.budget - self.n_trained)
             more = min(level.n_trained + room, self.max_seeds)
             wanted = [(level, more)]
@@ -131,7 +224,7 @@ class Bisection:
                 # The reference's own noise decides as much
                 wanted.append((self.dense, more))
             self._add(wanted)
-            decision = self._test(level)
+            decision = self._test(sparsity, level.results)
         self.decisions.append(decision)
         return decision.verdict
 
@@ -160,13 +253,27 @@ class Bisection:
         :return: The sparsities that were accepted, the sparsest first.
         """
         self.reference()
-        low, high = 0.0, position(self.most)
-        if self._decide(self.most) != ACCEPTED:
-            while high - low > self.precision:
-                middle = (low + high) / 2
-                verdict = self._decide(round(1 - 10**-middle, 4))
-                if verdict is None:
-                    break
-                low, high = (middle, high) if verdict == ACCEPTED else (low, middle)
+        if self._decide(self.most) == ACCEPTED:
+            self.bracket = (self.most, self.most)
+        while position(self.bracket[1]) - position(self.bracket[0]) > self.precision:
+            low, high = self.bracket
+            middle = _between(low, high)
+            verdict = self._decide(middle)
+            if verdict is None:
+                break
+            self.bracket = (middle, high) if verdict == ACCEPTED else (low, middle)
         accepted = {decision.sparsity for decision in self.decisions if decision.verdict == ACCEPTED}
         return sorted(accepted, reverse=True)
+
+
+def _between(low: float, high: float) -> float:
+    """The sparsity in the middle, on the logarithm of the density."""
+    return round(1 - 10 ** (-(position(low) + position(high)) / 2), 4)
+
+
+def samples(most: float) -> tuple[float, float]:
+    """
+    :param most: The largest sparsity to try.
+    :return: Where the search begins: there, and in the middle.
+    """
+    return most, _between(0.0, most)

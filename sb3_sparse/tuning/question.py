@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from sb3_sparse.checks import require_integer, require_positive
-from sb3_sparse.files import write_text
-from sb3_sparse.tuning.configuration import dense, with_sparsity
+from sb3_sparse.files import make_folder, write_text
+from sb3_sparse.tuning.configuration import dense, load_section, with_sparsity
+from sb3_sparse.tuning.export import export_answer
 from sb3_sparse.tuning.files import as_yaml
-from sb3_sparse.tuning.intervals import margin, mean_interval
-from sb3_sparse.tuning.keep import FIRST, FIRST_DENSE, Bisection, Decision
+from sb3_sparse.tuning.intervals import mean_interval, seeds_without_spread
+from sb3_sparse.tuning.keep import (
+    ACCEPTED,
+    FIRST,
+    FIRST_DENSE,
+    MOST,
+    UNDECIDED,
+    Bisection,
+    Decision,
+    confirm,
+    samples,
+    with_floor,
+)
 from sb3_sparse.tuning.queue import Job
 from sb3_sparse.tuning.results import MEASURES, Tried
 from sb3_sparse.tuning.session import Place, Session, make_subject
-from sb3_sparse.tuning.study import REPORT_EPISODES, REPORT_SEED
+from sb3_sparse.tuning.study import REPORT_EPISODES, REPORT_SEED, Subject
 from sb3_sparse.tuning.tables import to_csv
+from sb3_sparse.tuning.training import check_trainable
 from sb3_sparse.tuning.tune import check_reporting
 
 
@@ -32,6 +47,7 @@ class Kept:
     :param line: In one line.
     :param sparsity: What was asked of the networks, 0 if no sparsity passed.
     :param decisions: Every test of the search, in order.
+    :param confirmations: Every test with the reporting seeds, in order.
     :param configuration: YAML of the answer, for rl-zoo3.
     :param files: What was written.
     """
@@ -39,6 +55,7 @@ class Kept:
     line: str
     sparsity: float
     decisions: list[Decision]
+    confirmations: list[Decision]
     configuration: str
     files: list[Path]
 
@@ -64,7 +81,8 @@ class _Trainer:
         """
         :param wanted: Sparsities and seeds.
         :param report: Whether the seeds are those that are reported.
-        :return: Returns, NaN where a training failed.
+        :return: Returns, NaN where a training diverged.
+        :raises ChildProcessError: If a training failed by anything else: that says nothing about its sparsity.
         """
         session = self.session
         study = session.report(create=True) if report else session.study
@@ -78,7 +96,13 @@ class _Trainer:
         rows = session.work(study, jobs, title) if jobs else []
         found = {row.attributes["job"]: row for row in rows}
         for job in jobs:
-            self.rows[("report " if report else "") + job.name] = found[job.name]
+            self.rows[("report " if report else "") + job.name] = row = found[job.name]
+            if row.state not in ("complete", "diverged"):
+                raise ChildProcessError(
+                    f"the training of {100 * row.attributes['asked']:g} % sparse with seed {row.attributes['seed']} failed: "
+                    f"{row.reason[:500]}; see {session.folder}/worker-*.log. This is no answer about sparsity: mend it, and "
+                    "begin again with another --study-name"
+                )
         return [found[job.name].mean if found[job.name].state == "complete" else math.nan for job in jobs]
 
     def of(self, sparsity: float, *, report: bool) -> list[Tried]:
@@ -92,6 +116,13 @@ class _Trainer:
             for name, row in self.rows.items()
             if row.attributes["asked"] == sparsity and name.startswith("report ") == report
         ]
+
+    def returns(self, sparsity: float) -> list[float]:
+        """
+        :param sparsity: As asked.
+        :return: Of its reporting trainings, NaN where one diverged.
+        """
+        return [row.mean for row in self.of(sparsity, report=True)]
 
     def table(self) -> str:
         """:return: Every training as CSV."""
@@ -115,6 +146,25 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _show(decision: Decision, verdict: str) -> str:
+    limits = "its trainings diverge" if math.isnan(decision.low) else f"{decision.low:.1f} to {decision.high:.1f}"
+    equal = ", equal returns" if decision.is_tied else ""
+    return f"{100 * decision.sparsity:g} % sparse: {verdict} with {decision.seeds} seeds, margin {limits}{equal}"
+
+
+def _check_range(subject: Subject, most: float) -> None:
+    """Make the models that the search begins with."""
+    with tempfile.TemporaryDirectory() as folder:
+        for sparsity in samples(most):
+            section = with_sparsity(subject.section, subject.algo, sparsity)
+            try:
+                check_trainable(subject.task, section, Path(folder))
+            except ValueError as error:
+                raise ValueError(
+                    f"{100 * sparsity:g} % sparse, where the search begins, cannot be trained: {error}"
+                ) from error
+
+
 def keep(
     algo: str,
     env: str,
@@ -123,6 +173,7 @@ def keep(
     confidence: float = 0.9,
     trials: int = 40,
     max_seeds: int = 6,
+    most: float = MOST,
     method: str | None = None,
     conf_file: str | Path | None = None,
     steps: int | None = None,
@@ -141,9 +192,10 @@ def keep(
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.
     :param fraction: To keep, in (0, 1).
-    :param confidence: Of each decision and of the answer, one-sided, in [0.5, 1).
+    :param confidence: Of each decision of the search, and of the answer as a whole, one-sided, in [0.5, 1).
     :param trials: Trainings of the search at most, the reference's included.
     :param max_seeds: Trainings of one sparsity at most.
+    :param most: The largest sparsity to try, in (0, 1).
     :param method: Preset whose sparsity is searched; ``"static"`` if neither it nor ``conf_file`` is given.
     :param conf_file: A YAML file of rl-zoo3's instead.
     :param steps: Environment steps of a training; None: the configuration's.
@@ -155,6 +207,9 @@ def keep(
     :param export_best: Folder for the answer as ``<algorithm>.yml``.
     :return: The answer.
     :raises ValueError: For everything that is wrong, before anything is trained; and if the dense reference learns nothing.
+    :raises FileNotFoundError: If there is no such ``conf_file``.
+    :raises ImportError: If a package that the environment or the storage needs is not installed.
+    :raises ChildProcessError: If worker processes end before they do anything, or a training fails and has not diverged.
     """
     require_positive("--keep", fraction, below=1)
     if require_positive("--confidence", confidence, below=1) < 0.5:
@@ -162,7 +217,11 @@ def keep(
     require_integer("--max-seeds", max_seeds, low=FIRST)
     require_integer("--trials", trials, low=FIRST_DENSE + FIRST)
     require_integer("--report-seeds", report_seeds, low=2)
+    require_positive("--most", most, below=1)
     check_reporting(seed, max(max_seeds, FIRST_DENSE), report_seeds)
+    # Before any model is made, which may fail by what nobody needs to mend
+    section = load_section(algo, env, method=method, conf_file=conf_file, steps=steps, parameters=parameters)
+    with_sparsity(section, algo, most)
     subject = make_subject(
         "keep",
         algo,
@@ -178,6 +237,9 @@ def keep(
         seeds=1,
         sampler="random",
     )
+    _check_range(subject, most)
+    if export_best is not None:
+        make_folder("--export-best", export_best)
     place = place or Place()
     with Session(subject, place) as session:
         trainer = _Trainer(session)
@@ -188,57 +250,80 @@ def keep(
             confidence=confidence,
             budget=trials,
             max_seeds=max_seeds,
+            most=most,
             batch=place.workers,
         )
         accepted = bisection.search()
         for decision in bisection.decisions:
-            limits = "its trainings fail" if math.isnan(decision.low) else f"{decision.low:.1f} to {decision.high:.1f}"
-            _say(f"{100 * decision.sparsity:g} % sparse: {decision.verdict} with {decision.seeds} seeds, margin {limits}")
+            _say(_show(decision, decision.verdict))
         floor = session.random_return(range(REPORT_EPISODES, REPORT_EPISODES + episodes))
-        answer = _confirmed(trainer, accepted, report_seeds, keep=fraction, floor=floor, confidence=confidence)
+        limits = {"keep": fraction, "floor": floor, "confidence": confidence}
+        confirmations = confirm(partial(trainer.run, report=True), accepted, report_seeds, **limits)
+        for decision in confirmations:
+            passed = decision.verdict == ACCEPTED
+            _say(_show(decision, f"{'' if passed else 'not '}confirmed by the reporting seeds,"))
+    answer = confirmations[-1].sparsity if confirmations and confirmations[-1].verdict == ACCEPTED else 0.0
+    line = _line(trainer, answer, limits, bisection, confirmations)
     files = [write_text(session.folder / "keep.csv", trainer.table())]
     configuration = trainer.configuration(answer)
     if export_best is not None:
-        folder = Path(export_best)
-        folder.mkdir(parents=True, exist_ok=True)
-        files.append(write_text(folder / f"{algo}.yml", configuration))
-    line = _line(trainer, answer, fraction, confidence, floor, bisection)
-    return Kept(line, answer, bisection.decisions, configuration, files)
+        files.append(export_answer(subject, Path(export_best), session.name, line, configuration))
+    return Kept(line, answer, bisection.decisions, confirmations, configuration, files)
 
 
-def _confirmed(trainer: _Trainer, accepted: Sequence[float], n_seeds: int, **limits: float) -> float:
-    """The sparsest of those that were accepted which passes with the reporting seeds too, 0 if none does."""
-    for sparsity in [*accepted, 0.0]:
-        trainer.run([(s, index) for index in range(n_seeds) for s in sorted({0.0, sparsity})], report=True)
-        if not sparsity:
-            break
-        good, dense = ([row.mean for row in trainer.of(s, report=True) if row.state == "complete"] for s in (sparsity, 0.0))
-        # One failed training is bad luck, two are a habit
-        if min(len(good), len(dense)) >= 2 and len(good) >= n_seeds - 1 and margin(good, dense, **limits)[1] >= 0:
-            return sparsity
-        _say(f"{100 * sparsity:g} % sparse: not confirmed by the reporting seeds")
-    return 0.0
+def _mean(returns: Sequence[float], n_diverged: int) -> str:
+    if not returns:
+        return "diverged"
+    mean, low, high = mean_interval(returns)
+    diverged = f", {n_diverged} diverged" if n_diverged else ""
+    return f"{mean:.1f} (95 % interval {low:.1f} to {high:.1f}, {len(returns)} seeds{diverged})"
 
 
-def _line(trainer: _Trainer, answer: float, fraction: float, confidence: float, floor: float, bisection: Bisection) -> str:
-    subject = trainer.session.subject
-    where = f"{subject.algo} on {subject.env}, {subject.section['n_timesteps']:,} steps"
-    rows, reference = ([row for row in trainer.of(s, report=True) if row.state == "complete"] for s in (answer, 0.0))
-    dense_mean, dense_low, dense_high = mean_interval([row.mean for row in reference])
-    of_dense = f"dense {dense_mean:.1f} ({dense_low:.1f} to {dense_high:.1f}), random {floor:.1f}"
-    if not answer:
-        undecided = sum(decision.verdict == "undecided" for decision in bisection.decisions)
-        why = (
-            f"; {undecided} of {len(bisection.decisions)} sparsities undecided, more --max-seeds decide more"
-            if undecided
-            else ""
+def _why_none(bisection: Bisection, confirmations: Sequence[Decision], fraction: float, confidence: float) -> list[str]:
+    """What stood in the way of an answer."""
+    reasons = []
+    undecided = sum(decision.verdict == UNDECIDED for decision in bisection.decisions)
+    if undecided:
+        reasons.append(f"{undecided} of {len(bisection.decisions)} sparsities undecided, more --max-seeds decide more")
+    if confirmations:
+        reasons.append(f"the {len(confirmations)} accepted not confirmed by the reporting seeds")
+    if any(decision.is_tied and decision.verdict == UNDECIDED for decision in (*bisection.decisions, *confirmations)):
+        needed = seeds_without_spread(fraction, confidence)
+        reasons.append(
+            "equal returns show no spread, and that failures are rare must be seen: this takes some "
+            f"{needed} --max-seeds and --report-seeds"
         )
-        return f"{where}: no sparsity was shown to keep {fraction:.0%} at {confidence:.0%} confidence ({of_dense}){why}"
-    mean, low, high = mean_interval([row.mean for row in rows])
+    return reasons
+
+
+def _line(
+    trainer: _Trainer,
+    answer: float,
+    limits: Mapping[str, float],
+    bisection: Bisection,
+    confirmations: Sequence[Decision],
+) -> str:
+    subject, floor = trainer.session.subject, limits["floor"]
+    where = f"{subject.algo} on {subject.env}, {subject.section['n_timesteps']:,} steps"
+    dense, mine = trainer.returns(0.0), trainer.returns(answer)
+    # As they were tested: what diverged counts as random, but does not make the reference worse
+    finite = [value for value in dense if math.isfinite(value)]
+    of_dense = f"dense {_mean(finite, len(dense) - len(finite))}, random {floor:.1f}"
+    claim = f"keep{'s' if answer else ''} {100 * limits['keep']:g} % at {100 * limits['confidence']:g} % confidence"
+    notes = [] if answer else _why_none(bisection, confirmations, limits["keep"], limits["confidence"])
+    if bisection.is_cut_short:
+        low, high = (f"{100 * sparsity:g}" for sparsity in bisection.bracket)
+        notes.append(f"--trials ended the search between {low} and {high} % sparse")
+    elif answer == bisection.most:
+        notes.append("sparser was not tried")
+    rest = "".join(f"; {note}" for note in notes)
+    if not answer:
+        return f"{where}: no sparsity was shown to {claim} ({of_dense}){rest}"
+    rows = [row for row in trainer.of(answer, report=True) if row.state == "complete"]
     costs = {name: median(row.measures[name] for row in rows) for name in MEASURES}
     return (
-        f"{where}: {100 * costs['sparsity']:.1f} % sparse keeps {fraction:.0%} at {confidence:.0%} confidence: "
+        f"{where}: {100 * costs['sparsity']:.1f} % sparse {claim}: "
         f"{costs['flops']:,.0f} FLOPs ({costs['dense_flops'] / costs['flops']:.1f}x fewer), "
         f"{costs['bytes']:,.0f} bytes ({costs['dense_bytes'] / costs['bytes']:.1f}x fewer), "
-        f"return {mean:.1f} (95 % interval {low:.1f} to {high:.1f}, {len(rows)} seeds; {of_dense})"
+        f"return {_mean(with_floor(mine, floor), sum(map(math.isnan, mine)))}; {of_dense}{rest}"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -114,7 +114,9 @@ class Point:
     :param returns: One for each training with a reporting seed; empty if there were none.
     :param n_failed: Such trainings that failed.
     :param measures: Of these trainings: medians; of the trial if there were none.
-    :param on_front: Whether no other reported configuration dominates it by these numbers.
+    :param on_front: Whether no other configuration that is reported dominates it by these numbers. One with failed trainings,
+        whose return is that of the others, keeps none without from the front.
+    :param is_awaited: Whether others are reported and this one is not yet: what it was chosen by is no match for theirs.
     """
 
     row: Tried
@@ -122,6 +124,12 @@ class Point:
     n_failed: int
     measures: dict[str, float]
     on_front: bool = True
+    is_awaited: bool = False
+
+    @property
+    def is_reported(self) -> bool:
+        """Whether a training with a reporting seed has ended."""
+        return bool(self.returns or self.n_failed)
 
     @property
     def mean(self) -> float:
@@ -143,21 +151,31 @@ def points(subject: Subject, rows: Sequence[Tried], report: Sequence[Tried]) -> 
     :param subject: What the study is about.
     :param rows: Jobs of the search.
     :param report: Jobs of the report; empty if nothing was trained again.
-    :return: Cheapest first. A configuration whose trainings all failed is not on the front.
+    :return: Cheapest first, with all that was reported earlier. Not on the front are a configuration whose trainings all
+        failed and, where there is a report, one that is not in it yet.
     """
-    chosen = {row.number: row for row in [*tuning_front(subject, rows), *(row for row in rows if row.is_dense)]}
+    again: dict[int, list[Tried]] = {}
+    for other in report:
+        if other.state not in ("waiting", "running"):
+            again.setdefault(other.attributes["of"], []).append(other)
+    asked = [row for row in rows if row.is_dense or row.number in again]
+    chosen = {row.number: row for row in [*tuning_front(subject, rows), *asked] if row.state == "complete"}
     found: list[Point] = []
     for row in chosen.values():
-        if row.state != "complete":
-            continue
-        again = [other for other in report if other.attributes.get("of") == row.number]
-        good = [other for other in again if other.state == "complete"]
+        mine = again.get(row.number, [])
+        good = [other for other in mine if other.state == "complete"]
         measures = {name: median(other.measures[name] for other in good) for name in MEASURES} if good else row.measures
-        n_failed = sum(other.state in ("failed", "diverged", "killed") for other in again)
-        found.append(Point(row, tuple(other.mean for other in good), n_failed, measures, on_front=bool(good or not n_failed)))
+        is_awaited = bool(again) and not mine
+        stands = bool(good) or not again
+        found.append(Point(row, tuple(other.mean for other in good), len(mine) - len(good), measures, stands, is_awaited))
     standing = [point for point in found if point.on_front]
-    kept = {id(standing[i]) for i in front([minimised(subject, point.mean, point.measures) for point in standing])}
-    found = [Point(point.row, point.returns, point.n_failed, point.measures, id(point) in kept) for point in found]
+    sound = [point for point in standing if not point.n_failed]
+    kept = {
+        id(some[index])
+        for some in (standing, sound)
+        for index in front([minimised(subject, point.mean, point.measures) for point in some])
+    }
+    found = [replace(point, on_front=id(point) in kept) for point in found]
     return sorted(found, key=lambda point: (point.measures[subject.objectives[1]], point.row.number))
 
 

@@ -15,6 +15,7 @@ from optuna.storages import BaseStorage
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_sparse.checks import require_integer
+from sb3_sparse.files import make_folder
 from sb3_sparse.tuning.configuration import dense, load_section
 from sb3_sparse.tuning.pool import Pool
 from sb3_sparse.tuning.progress import Progress
@@ -157,14 +158,12 @@ class Session:
         self.subject, self.place = subject, place
         self.name = place.study_name or default
         self.folder = (place.folder or Path("tune") / default).absolute()
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ValueError(f"`--output` {self.folder} is a file: give a folder")
         if place.storage is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder("--output", self.folder)
         self.address = place.storage or str(self.folder / "study.log")
         self.storage: BaseStorage = open_storage(self.address)
         self.study = open_study(self.storage, self.name, subject, resume=place.resume)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder("--output", self.folder)
         names = [self.name, self.name + REPORT_SUFFIX]
         self.pool = Pool(self.storage, self.address, names, self.folder, place.workers, place.gym_packages)
 

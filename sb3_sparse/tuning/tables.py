@@ -88,6 +88,7 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
                 "trial": point.row.number,
                 "dense": point.row.is_dense,
                 "on_front": point.on_front,
+                "awaited": point.is_awaited,
                 "return": point.mean,
                 "return_low": low,
                 "return_high": high,
@@ -137,7 +138,7 @@ def to_markdown(subject: Subject, points: Sequence[Point]) -> str:
     """
     :param subject: What the study is about.
     :param points: Its front.
-    :return: A Markdown table, what fell off the front when it was trained again marked so.
+    :return: A Markdown table, what fell off the front when it was trained again marked so, and what failed.
     """
     rows = []
     for point in points:
@@ -145,11 +146,13 @@ def to_markdown(subject: Subject, points: Sequence[Point]) -> str:
         name = "dense" if point.row.is_dense else f"trial {point.row.number}"
         measures = point.measures
         interval = "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
-        seeds = str(len(point.returns)) + (f" ({point.n_failed} failed)" if point.n_failed else "")
+        seeds = str(len(point.returns))
+        if point.n_failed:
+            seeds += f" ({point.n_failed} of {len(point.returns) + point.n_failed} failed)"
         rows.append(
             [
                 name,
-                "yes" if point.on_front else "no",
+                "yes" if point.on_front else "not reported yet" if point.is_awaited else "no",
                 f"{100 * measures['sparsity']:.1f} %",
                 f"{point.mean:.1f}",
                 interval,

@@ -10,7 +10,7 @@ from typing import Any
 import optuna
 
 from sb3_sparse.checks import require_integer
-from sb3_sparse.files import write_text
+from sb3_sparse.files import make_folder, write_text
 from sb3_sparse.tuning.export import export
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.objectives import check_objectives
@@ -105,13 +105,14 @@ def tune(
     :return: What came out.
     :raises ValueError: For everything that is wrong with the arguments, the storage or the study, before anything is trained;
         and if not one sampled configuration was trained to its end.
+    :raises FileNotFoundError: If there is no such ``conf_file``.
+    :raises ImportError: If a package that the environment, the sampler or the storage needs is not installed.
+    :raises ChildProcessError: If worker processes end before they do anything.
     """
     names = check_objectives(objectives)
     searches = check_searches(search, algo)
     require_integer("--trials", trials, low=1)
     check_reporting(seed, seeds, report_seeds)
-    if export_best is not None and Path(export_best).is_file():
-        raise ValueError(f"`--export-best` {export_best} is a file: give a folder")
     subject = make_subject(
         "search",
         algo,
@@ -127,6 +128,8 @@ def tune(
         seeds=seeds,
         sampler=sampler,
     )
+    if export_best is not None:
+        make_folder("--export-best", export_best)
     with Session(subject, place or Place()) as session:
         rows = session.work(session.study, search_jobs(trials), "search")
         best = tuning_front(subject, rows)
