@@ -66,7 +66,6 @@ class _Trainer:
     def __init__(self, session: Session) -> None:
         self.session = session
         self.rows: dict[str, Tried] = {}
-        self._jobs: dict[str, Job] = {}
 
     def configuration(self, sparsity: float) -> str:
         """
