@@ -18,7 +18,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, ProgrammingError
 
 #: Seconds between two signs of life of a trial, and after how many without one its process counts as gone. Processes of the
 #: same machine are looked at themselves; this is for the others.
@@ -31,6 +31,8 @@ STORAGE_ERRORS = (StorageInternalError, DatabaseError, OSError)
 _PAUSES = (1, 5, 20, 60)
 #: Seconds to wait for a server, and for a lock in it.
 _CONNECT_TIMEOUT, _LOCK_TIMEOUT = 10, 30
+#: Seconds in which whoever makes the tables of a new database has made them.
+_CONNECT_PAUSE = 3
 
 
 class WholeLineBackend(JournalFileBackend):
@@ -213,7 +215,12 @@ def open_storage(storage: str) -> BaseStorage:
             )
         return _open_journal(Path(storage))
     with _explained(storage):
-        opened = _open_database(storage)
+        try:
+            opened = _open_database(storage)
+        except (IntegrityError, ProgrammingError):
+            # Somebody else makes the tables at the same moment: they are there then
+            time.sleep(_CONNECT_PAUSE)
+            opened = _open_database(storage)
         # Tables that were there before, and their locks, are met only now
         optuna.study.get_all_study_summaries(opened, include_best_trial=False)
         return opened

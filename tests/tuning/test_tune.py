@@ -29,6 +29,7 @@ from sb3_sparse.tuning.pool import Pool
 from sb3_sparse.tuning.processes import identity
 from sb3_sparse.tuning.storage import open_storage
 from tests.helpers import equal_state
+from tests.tuning import postgresql
 
 TASK = ["--algo", "sac", "--env", "Pendulum-v1"]
 TINY = {"learning_starts": 60, "batch_size": 16, "policy_kwargs": {"net_arch": [16, 16]}}
@@ -386,6 +387,37 @@ def test_studies_of_others_are_refused(tmp_path):
     optuna.create_study(storage=storage, study_name="zoo")
     with pytest.raises(ValueError, match="the study 'zoo' was not made by sb3-sparse tune"):
         study.open_study(storage, "zoo", make_subject(), resume=True)
+
+
+def test_two_machines_share_a_study_in_postgresql(tmp_path):
+    """As far as two processes with folders of their own are two machines."""
+    binaries = postgresql.find_binaries()
+    if binaries is None:
+        pytest.skip("there is no PostgreSQL server: apt-get install postgresql")
+    with postgresql.server(binaries) as url:
+        both = []
+        for name in ("one", "two"):
+            command = [sys.executable, "-m", "sb3_sparse.cli", "tune", *TASK, *SHORT, "--trials", "3", "--report-seeds", "1"]
+            command += ["--storage", url, "-o", str(tmp_path / name), "--resume"]
+            both.append(
+                subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            )
+        outputs = [[text.decode() for text in process.communicate(timeout=500)] for process in both]
+        assert [process.returncode for process in both] == [0, 0], outputs
+        storage = open_storage(url)
+        for name, n_jobs in (("sac-Pendulum-v1", 4), ("sac-Pendulum-v1-report", None)):
+            jobs = queue.by_job(study.load_study(storage, name).trials)
+            assert n_jobs is None or len(jobs) == n_jobs
+            for trials in jobs.values():
+                assert [trial.state for trial in trials] == [TrialState.COMPLETE]
+                assert "worker" in trials[0].user_attrs
+        tables_of = [output.partition("written to")[0] for output, _ in outputs]
+        assert tables_of[0] == tables_of[1]
+    texts = [text for pair in outputs for text in pair]
+    texts += [
+        file.read_text(errors="replace") for file in tmp_path.rglob("*") if file.suffix in (".csv", ".md", ".json", ".log")
+    ]
+    assert not any(postgresql.PASSWORD in text for text in texts)
 
 
 # --- Trials that fail ---
