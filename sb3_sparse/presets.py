@@ -56,10 +56,17 @@ def preset_file(method: str, algo: str) -> Path:
     return folder / method / f"{algo}.yml"
 
 
-def _find(path: str) -> Any:
-    """What a dotted path names, e.g. ``sb3_sparse.RigL``."""
-    module, name = path.rsplit(".", 1)
-    return getattr(importlib.import_module(module), name)
+def find_class(name: str) -> Any:
+    """
+    :param name: Dotted path of a class, e.g. ``"sb3_sparse.RigL"``.
+    :return: The class.
+    :raises ValueError: If there is none.
+    """
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"the configuration names {name!r}, which cannot be imported: {error}") from error
 
 
 def callback_entries(written: Any) -> list[tuple[Any, dict[str, Any]]]:
@@ -85,7 +92,7 @@ def callback_entries(written: Any) -> list[tuple[Any, dict[str, Any]]]:
 
 
 def _make_callbacks(written: Any) -> list[BaseCallback]:
-    return [_find(name)(**kwargs) for name, kwargs in callback_entries(written)]
+    return [find_class(name)(**kwargs) for name, kwargs in callback_entries(written)]
 
 
 def _make_action_noise(env: str, noise_type: str, std: float) -> NormalActionNoise:
@@ -144,13 +151,13 @@ def preset_arguments(entry: Mapping[str, Any], env: str) -> dict[str, Any]:
     values["n_timesteps"] = int(values["n_timesteps"])
     values["callback"] = _make_callbacks(values.get("callback", []))
     if "." in values["policy"]:
-        values["policy"] = _find(values["policy"])
+        values["policy"] = find_class(values["policy"])
     if isinstance(rate := values.get("learning_rate"), str):
         values["learning_rate"] = LinearSchedule(float(rate.removeprefix("lin_")), 0.0, 1.0)
     if isinstance(buffer := values.get("replay_buffer_class"), str):
         # rl-zoo3 evaluates this entry in a namespace where this package is not imported
         match = re.fullmatch(r"__import__\('([\w.]+)'\)\.(\w+)", buffer)
-        values["replay_buffer_class"] = _find(f"{match[1]}.{match[2]}" if match else buffer)
+        values["replay_buffer_class"] = find_class(f"{match[1]}.{match[2]}" if match else buffer)
     if "noise_type" in values:
         values["action_noise"] = _make_action_noise(env, values.pop("noise_type"), values.pop("noise_std"))
     return values

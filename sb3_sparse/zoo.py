@@ -133,9 +133,10 @@ def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> lis
     section = read_section(_parse("train", handed_on)[0].conf_file or zoo_configuration(known.algo), env)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
-    parser.add_argument("-n", "--n-timesteps", type=int)
+    parser.add_argument("-n", "--n-timesteps", type=int, default=-1)
     given = parser.parse_known_args(list(arguments))[0]
-    steps = {} if given.n_timesteps is None else {"n_timesteps": given.n_timesteps}
+    # As rl-zoo3 does
+    steps = {"n_timesteps": given.n_timesteps} if given.n_timesteps > 0 else {}
     check_configuration(names, known.algo, {**section, **given.hyperparams, **steps})
     return names
 

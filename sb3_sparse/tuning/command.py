@@ -45,6 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
         import rl_zoo3  # noqa: F401
     except ModuleNotFoundError as error:
         raise ImportError(f"tune needs rl-zoo3 ({error}): pip install 'sb3-sparse[tuning]'") from error
+    from sb3_sparse.tuning.storage import DATABASE_ERRORS
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     in_main_thread = threading.current_thread() is threading.main_thread()
     # As Ctrl-C: workers are ended, and their trials wait for whoever resumes
@@ -55,18 +57,11 @@ def run(arguments: argparse.Namespace) -> None:
         sys.exit("sb3-sparse: interrupted; the same command with --resume goes on")
     except ChildProcessError as error:
         sys.exit(f"sb3-sparse: {error}")
-    except _storage_errors() as error:
+    except DATABASE_ERRORS as error:
         sys.exit(f"sb3-sparse: the storage failed, the same command with --resume goes on: {' '.join(str(error).split())}")
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)
-
-
-def _storage_errors() -> tuple[type[Exception], ...]:
-    from optuna.exceptions import StorageInternalError
-    from sqlalchemy.exc import DatabaseError
-
-    return StorageInternalError, DatabaseError
 
 
 def _run(arguments: argparse.Namespace) -> None:

@@ -5,7 +5,6 @@ stays as it was written, strings that rl-zoo3 evaluates included.
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_sparse.policies import SPARSE_POLICIES, SparsePolicyMixin
-from sb3_sparse.presets import callback_entries
+from sb3_sparse.presets import callback_entries, find_class
 
 #: Entries that rl-zoo3 evaluates if they are strings.
 EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
@@ -88,19 +87,6 @@ def write_kwargs(written: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -
         # Nothing of the text is of use, or something must go
         return source(dict(new))
     return f"{{**({written}), **{source(changes)}}}" if changes else written
-
-
-def find_class(name: str) -> Any:
-    """
-    :param name: Dotted path of a class, e.g. ``"sb3_sparse.RigL"``.
-    :return: The class.
-    :raises ValueError: If there is none.
-    """
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"the configuration names {name!r}, which cannot be imported: {error}") from error
 
 
 class Callbacks:

@@ -25,8 +25,9 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchM
 HEARTBEAT, GRACE = 60, 600
 #: Environment variable through which workers get the storage.
 STORAGE_VARIABLE = "SB3_SPARSE_STORAGE"
-#: What a storage raises that was there and cannot be reached any more.
-STORAGE_ERRORS = (StorageInternalError, DatabaseError, OSError)
+#: What a storage raises that was there and cannot be reached any more: a database, and a journal besides.
+DATABASE_ERRORS = (StorageInternalError, DatabaseError)
+STORAGE_ERRORS = (*DATABASE_ERRORS, OSError)
 #: Seconds between two attempts at writing a result, the last pause repeated for as long as signs of life are waited for.
 _PAUSES = (1, 5, 20, 60)
 #: Seconds to wait for a server, and for a lock in it.

@@ -156,8 +156,6 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
             study = optuna.create_study(study_name=name, storage=storage, directions=directions)
         except DuplicatedStudyError:  # Another process was faster
             study = optuna.load_study(study_name=name, storage=storage)
-        else:
-            resume = True
     elif not resume:
         raise ValueError(
             f"there is a study {name!r} with {len(study.get_trials(deepcopy=False))} trials already: "

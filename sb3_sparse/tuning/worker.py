@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from sb3_sparse.tuning.files import as_yaml
 from sb3_sparse.tuning.objectives import RETURN
 from sb3_sparse.tuning.queue import PAUSE, REASON, claim, trial_id_of
 from sb3_sparse.tuning.sampling import sample_next
-from sb3_sparse.tuning.storage import HEARTBEAT, STORAGE_VARIABLE, life_file, open_storage, patiently
+from sb3_sparse.tuning.storage import HEARTBEAT, STORAGE_ERRORS, STORAGE_VARIABLE, life_file, open_storage, patiently
 from sb3_sparse.tuning.study import REFERENCE, Subject, load_study, subject_of
 from sb3_sparse.tuning.training import Diverged, train
 
@@ -120,7 +120,8 @@ def signs_of_life(storage: BaseStorage, trial_id: int) -> Iterator[None]:
         over.set()
         thread.join()
         if file is not None:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # no reason to lose what was trained
+                file.unlink(missing_ok=True)
 
 
 def _record(study: optuna.Study, trial: Trial, found: dict[str, Any], values: list[float] | None, reason: str | None) -> None:
@@ -147,20 +148,21 @@ def _do(study: optuna.Study, storage: BaseStorage, trial: Trial, folder: Path) -
     values, reason = None, None
     try:
         section = _section(study, trial, subject)
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except STORAGE_ERRORS:
+        raise
+    except Exception as error:
         section, reason = {}, _reason(error)
     if reason is None:
         patiently(lambda: trial.set_user_attr("configuration", as_yaml(subject.env, section)))
-        try:
-            with signs_of_life(storage, trial_id_of(study, storage, trial.number)):
-                found = run_trial(
-                    section, trial.user_attrs.get("seed"), subject, folder / f"{study.study_name}-{trial.number}"
-                )
-            values = [found[name] for name in subject.objectives]
-        except Diverged as error:
-            reason = f"diverged: {error}"
-        except Exception as error:
-            reason = _reason(error)
+        seed = trial.user_attrs.get("seed")
+        with signs_of_life(storage, trial_id_of(study, storage, trial.number)):
+            try:
+                found = run_trial(section, seed, subject, folder / f"{study.study_name}-{trial.number}")
+                values = [found[name] for name in subject.objectives]
+            except Diverged as error:
+                reason = f"diverged: {error}"
+            except Exception as error:
+                reason = _reason(error)
     patiently(lambda: _record(study, trial, found, values, reason))
 
 

@@ -15,6 +15,7 @@ from sb3_sparse.presets import presets_folder
 from sb3_sparse.tuning import configuration, export, question, results, session, study, tables, training
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.files import as_yaml, read_section
+from tests.tuning import subjects
 
 NOISE = [-0.4, 0.3, 0.1, -0.2, 0.2, 0.0]
 
@@ -24,20 +25,13 @@ def section(**values):
 
 
 def make_subject(kind="keep", **kwargs):
-    values = dict(
-        kind=kind,
+    usual = dict(
         algo="td3",
-        env="Pendulum-v1",
         objectives=("return",) if kind == "keep" else ("return", "bytes"),
         search=(),
         section=section(policy_kwargs={"net_arch": [16, 16], "sparsity": 0.5}),
-        n_inputs=3,
-        episodes=2,
-        seed=0,
-        seeds=1,
-        sampler="random",
     )
-    return study.Subject(**{**values, **kwargs})
+    return subjects.make_subject(kind, **{**usual, **kwargs})
 
 
 # --- The configurations that are trained ---

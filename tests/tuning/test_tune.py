@@ -30,9 +30,9 @@ from sb3_sparse.tuning.processes import identity
 from sb3_sparse.tuning.storage import open_storage
 from tests.helpers import equal_state
 from tests.tuning import postgresql
+from tests.tuning.subjects import make_subject, section
 
 TASK = ["--algo", "sac", "--env", "Pendulum-v1"]
-TINY = {"learning_starts": 60, "batch_size": 16, "policy_kwargs": {"net_arch": [16, 16]}}
 SHORT = [
     "-n",
     "120",
@@ -47,27 +47,6 @@ SHORT = [
 RUN = ["500" if argument == "120" else argument for argument in SHORT]
 BUDGET = ["--search", "sparsity,distribution", "--trials", "5", "--workers", "2", "--report-seeds", "2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SB3_SPARSE_ENGINE": "torch"}
-
-
-def section(**parameters):
-    return configuration.load_section("sac", "Pendulum-v1", steps=120, parameters={**TINY, **parameters})
-
-
-def make_subject(kind="search", **kwargs):
-    values = dict(
-        kind=kind,
-        algo="sac",
-        env="Pendulum-v1",
-        objectives=("return", "bytes"),
-        search=("sparsity",),
-        section=section(),
-        n_inputs=3,
-        episodes=2,
-        seed=0,
-        seeds=1,
-        sampler="random",
-    )
-    return study.Subject(**{**values, **kwargs})
 
 
 # --- End to end ---
@@ -328,6 +307,8 @@ def test_keep_command(tmp_path):
         (["--keep", "0.9", "--search", "sparsity"], "`--search` cannot be combined with `--keep`"),
         (["--keep", "0.9", "--trials", "4"], "`--trials` must be an integer >= 5, got 4"),
         (["--confidence", "0.9"], "`--confidence` belongs to `--keep`"),
+        (["--most", "0.9"], "`--most` belongs to `--keep`"),
+        (["--keep", "0.9", "--most", "1"], r"`--most` must be a number in \(0, 1\), got 1.0"),
         (["--seed", "2000000"], "`--seed` must be an integer in .0, 999003., got 2000000"),
         (["--gym-packages", "no_such_package"], "`--gym-packages` 'no_such_package' cannot be imported"),
         (["-o", "/etc/passwd/x"], "`--output` /etc/passwd/x is a file, or lies in one: give a folder"),
@@ -462,11 +443,12 @@ def test_a_worker_whose_trial_was_given_away_records_nothing(tmp_path, capsys):
     assert capsys.readouterr().out.count("was given to another process") == 2
 
 
-def test_a_search_of_which_nothing_can_be_trained_is_an_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize("dense", ["complete", "failed"])
+def test_a_search_of_which_nothing_can_be_trained_is_an_error(dense, tmp_path, monkeypatch):
     """The dense reference is no answer."""
 
     def run_trial(section, *_):
-        if configuration.evaluate(section["policy_kwargs"])["sparsity"] != 0:
+        if dense == "failed" or configuration.evaluate(section["policy_kwargs"])["sparsity"] != 0:
             raise OverflowError("too sparse for this test")
         return {"returns": [1.0], RETURN: 1.0, **dict.fromkeys(results.MEASURES, 1.0)}
 
@@ -482,7 +464,7 @@ def test_a_search_of_which_nothing_can_be_trained_is_an_error(tmp_path, monkeypa
     ):
         main(["tune", *TASK, *SHORT, "--trials", "2", "-o", str(tmp_path)])
     with (tmp_path / "trials.csv").open() as file:
-        assert [row["state"] for row in csv.DictReader(file)] == ["complete", "failed", "failed"]
+        assert [row["state"] for row in csv.DictReader(file)] == [dense, "failed", "failed"]
 
 
 # --- Parts ---

@@ -22,7 +22,7 @@ from sb3_sparse.tuning.processes import identity
 from sb3_sparse.tuning.queue import Job, claim, fill, release_dead
 from sb3_sparse.tuning.storage import open_storage
 from sb3_sparse.tuning.study import open_study
-from tests.tuning.test_tune import make_subject
+from tests.tuning.subjects import make_subject
 
 REPOSITORY = Path(__file__).parent.parent.parent
 
@@ -141,6 +141,33 @@ def test_a_storage_that_stays_away_is_not_the_trials_fault(naps, monkeypatch, tm
     assert release_dead(found, opened) == [0]
     assert queue.was_killed(found.trials[0])
     assert fill(found, [Job("a")]) == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, KeyError])
+def test_whatever_goes_wrong_while_sampling_is_the_trials_own_affair(error, monkeypatch, tmp_path):
+    found, opened = make_study()
+
+    def fail(*_):
+        raise error("no such sample")
+
+    monkeypatch.setattr(worker, "_section", fail)
+    worker._do(found, opened, claim(found, opened), tmp_path)
+    assert found.trials[0].state == TrialState.FAIL
+    assert found.trials[0].user_attrs[queue.REASON].startswith(f"{error.__name__}: ")
+
+
+def test_a_storage_that_fails_before_the_training_is_not_the_trials_fault(monkeypatch, tmp_path):
+    found, opened = make_study()
+    trial = trained(found, opened, monkeypatch, tmp_path)
+
+    def fail(*_):
+        raise StorageInternalError("the server restarts")
+
+    for name in ("trial_id_of", "_section"):
+        monkeypatch.setattr(worker, name, fail)
+        with pytest.raises(StorageInternalError):
+            worker._do(found, opened, trial, tmp_path)
+        assert found.trials[0].state == TrialState.RUNNING
 
 
 def test_signs_of_life_go_on_after_an_error(monkeypatch, tmp_path, capsys):

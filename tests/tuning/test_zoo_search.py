@@ -395,6 +395,7 @@ def test_steps_may_come_from_the_command_line(tmp_path):
     file = tmp_path / "config.yml"
     file.write_text(yaml.safe_dump({"Pendulum-v1": {"policy": "sb3_sparse.SparseTD3Policy"}}))
     arguments = ["--algo", "td3", "--env", "Pendulum-v1", "--optimize", "--search", "sparsity"]
-    with pytest.raises(ValueError, match="`n_timesteps` is missing"):
-        _checked_searches(arguments, ["-conf", str(file)])
+    for steps in ([], ["-n", "-1"]):
+        with pytest.raises(ValueError, match="`n_timesteps` is missing"):
+            _checked_searches([*arguments, *steps], ["-conf", str(file)])
     assert _checked_searches([*arguments, "-n", "150"], ["-conf", str(file)]) == ["sparsity"]
