@@ -56,8 +56,10 @@ pytest: test
 sanitize: .venv/dev.stamp
 	$(BIN)/python -m pytest -m expensive tests/engine/test_build.py
 
+# Style, and that imports only ever point down (the floors are in pyproject.toml)
 lint: .venv/dev.stamp
 	$(BIN)/ruff check $(LINT_PATHS)
+	$(BIN)/lint-imports --no-cache
 
 type: .venv/dev.stamp
 	$(BIN)/mypy

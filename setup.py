@@ -8,7 +8,7 @@ import platform
 import sys
 from pathlib import Path
 
-from setuptools import Extension, find_namespace_packages, setup
+from setuptools import Extension, find_namespace_packages, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -70,11 +70,8 @@ def engine() -> Extension:
 
 setup(
     packages=[
-        "sb3_sparse",
-        "sb3_sparse.benchmark",
-        "sb3_sparse.engine",
+        *find_packages(include=["sb3_sparse", "sb3_sparse.*"]),
         "sb3_sparse.hyperparams",
-        "sb3_sparse.tuning",
         *(f"sb3_sparse.hyperparams.{method}" for method in find_namespace_packages("hyperparams")),
     ],
     package_dir={"sb3_sparse.hyperparams": "hyperparams"},

@@ -6,55 +6,26 @@ algorithm of Stable-Baselines3 and sb3-contrib.
 """
 
 import sys
+from importlib import import_module
 from importlib.metadata import version
+from typing import Any
 
+from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
-from sb3_sparse.callbacks import SparsityLogger
-from sb3_sparse.convert import to_stock
-from sb3_sparse.gradual import GradualPruning
-from sb3_sparse.growth import SET, RigL
-from sb3_sparse.integer_policy import integer_forward
-from sb3_sparse.policies import (
-    SparseActorCriticCnnPolicy,
-    SparseActorCriticPolicy,
-    SparseCrossQPolicy,
-    SparseDQNCnnPolicy,
-    SparseDQNMultiInputPolicy,
-    SparseDQNPolicy,
-    SparseMaskableActorCriticCnnPolicy,
-    SparseMaskableActorCriticPolicy,
-    SparseMaskableMultiInputActorCriticPolicy,
-    SparseMultiInputActorCriticPolicy,
-    SparsePolicyMixin,
-    SparseQRDQNCnnPolicy,
-    SparseQRDQNMultiInputPolicy,
-    SparseQRDQNPolicy,
-    SparseRecurrentActorCriticCnnPolicy,
-    SparseRecurrentActorCriticPolicy,
-    SparseRecurrentMultiInputActorCriticPolicy,
-    SparseSACCnnPolicy,
-    SparseSACMultiInputPolicy,
-    SparseSACPolicy,
-    SparseTD3CnnPolicy,
-    SparseTD3MultiInputPolicy,
-    SparseTD3Policy,
-    SparseTQCCnnPolicy,
-    SparseTQCMultiInputPolicy,
-    SparseTQCPolicy,
-    register_policies,
-    sparse_policy,
-)
-from sb3_sparse.post_training import quantize
-from sb3_sparse.presets import preset
-from sb3_sparse.prune import sparsify
-from sb3_sparse.quantization import integer_arithmetic
-from sb3_sparse.quantization_aware import QuantizationAware
-from sb3_sparse.refresh import MaskRefresh
-from sb3_sparse.replay import DelayedNStep, DynamicReplayCapacity
-from sb3_sparse.report import SparsityReport, sparsity_report
-from sb3_sparse.shrink import shrink
-from sb3_sparse.topology import TopologyEvent
+from sb3_sparse.callbacks.gradual_pruning import GradualPruning
+from sb3_sparse.callbacks.mask_refresh import MaskRefresh
+from sb3_sparse.callbacks.quantization_aware import QuantizationAware
+from sb3_sparse.callbacks.replay import DelayedNStep, DynamicReplayCapacity
+from sb3_sparse.callbacks.set_rigl import SET, RigL
+from sb3_sparse.callbacks.sparsity_logger import SparsityLogger
+from sb3_sparse.conversion.quantize import quantize
+from sb3_sparse.conversion.shrink import shrink
+from sb3_sparse.conversion.sparsify import sparsify
+from sb3_sparse.conversion.to_stock import to_stock
+from sb3_sparse.policies import SparsePolicyMixin, register_policies, sparse_policy
 from sb3_sparse.tuning.search_for import SearchFor
+from sb3_sparse.utils.old_paths import keep_old_paths
+from sb3_sparse.zoo.presets import preset
 
 __version__ = version("sb3-sparse")
 
@@ -68,40 +39,10 @@ __all__ = [
     "QuantizationAware",
     "RigL",
     "SearchFor",
-    "SparseActorCriticCnnPolicy",
-    "SparseActorCriticPolicy",
-    "SparseCrossQPolicy",
-    "SparseDQNCnnPolicy",
-    "SparseDQNMultiInputPolicy",
-    "SparseDQNPolicy",
-    "SparseMaskableActorCriticCnnPolicy",
-    "SparseMaskableActorCriticPolicy",
-    "SparseMaskableMultiInputActorCriticPolicy",
-    "SparseMultiInputActorCriticPolicy",
     "SparsePolicyMixin",
-    "SparseQRDQNCnnPolicy",
-    "SparseQRDQNMultiInputPolicy",
-    "SparseQRDQNPolicy",
-    "SparseRecurrentActorCriticCnnPolicy",
-    "SparseRecurrentActorCriticPolicy",
-    "SparseRecurrentMultiInputActorCriticPolicy",
-    "SparseSACCnnPolicy",
-    "SparseSACMultiInputPolicy",
-    "SparseSACPolicy",
-    "SparseTD3CnnPolicy",
-    "SparseTD3MultiInputPolicy",
-    "SparseTD3Policy",
-    "SparseTQCCnnPolicy",
-    "SparseTQCMultiInputPolicy",
-    "SparseTQCPolicy",
     "SparsityLogger",
-    "SparsityReport",
-    "TopologyEvent",
-    "integer_arithmetic",
-    "integer_forward",
     "preset",
     "quantize",
-    "register_policies",
     "shrink",
     "sparse_policy",
     "sparsify",
@@ -109,6 +50,24 @@ __all__ = [
     "to_stock",
 ]
 
+#: Names that stood here before: configurations of rl-zoo3 and saved models have them.
+_MOVED = {
+    "SparsityReport": "analysis.report",
+    "TopologyEvent": "callbacks.base",
+    "integer_arithmetic": "nn.integer_layers",
+    "integer_forward": "analysis.integer_forward",
+    "register_policies": "policies",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _MOVED.get(name) or ("policies" if name.startswith("Sparse") and name.endswith("Policy") else None)
+    if module is not None and (value := getattr(import_module(f"{__name__}.{module}"), name, None)) is not None:
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+keep_old_paths()
 register_policies()
 
 if "rl_zoo3.hyperparams_opt" in sys.modules:

@@ -13,7 +13,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_sparse.checks import require_integer
+from sb3_sparse.utils.checks import require_integer
 
 
 class OldestTransitions(NamedTuple):

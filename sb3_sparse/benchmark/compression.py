@@ -19,21 +19,14 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.benchmark.arguments import positive, sparsity
-from sb3_sparse.benchmark.results import (
-    DENSE,
-    PRUNED,
-    PRUNED_AND_QUANTIZED,
-    QUANTIZED,
-    Result,
-    add_results,
-    read_results,
-)
-from sb3_sparse.finetune import ZooRun, make_training_env, save_atomically
-from sb3_sparse.hyperparameter import hyperparameter
-from sb3_sparse.presets import callback_entries, preset_arguments, preset_entry
-from sb3_sparse.quantization_plan import DEPLOYED_NETWORKS
-from sb3_sparse.report import sparsity_report
+from sb3_sparse.benchmark.results import DENSE, PRUNED, PRUNED_AND_QUANTIZED, QUANTIZED, Result, add_results, read_results
+from sb3_sparse.conversion.loading import save_atomically
+from sb3_sparse.policies.quantized_layers import DEPLOYED_NETWORKS
+from sb3_sparse.utils.command_line import hyperparameter
+from sb3_sparse.zoo.presets import callback_entries, preset_arguments, preset_entry
+from sb3_sparse.zoo.runs import ZooRun, make_training_env
 
 METHOD = "compress"
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "dqn": DQN, "td3": TD3}

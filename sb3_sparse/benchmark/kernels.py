@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_sparse.benchmark.arguments import positive, show
 from sb3_sparse.engine import native
-from sb3_sparse.patterns import parse_pattern
+from sb3_sparse.masks.patterns import parse_pattern
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

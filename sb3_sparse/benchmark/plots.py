@@ -19,7 +19,7 @@ from sb3_sparse.benchmark.results import (
     experiments,
     read_results,
 )
-from sb3_sparse.figures import write_figure
+from sb3_sparse.utils.figures import position, write_figure
 
 #: Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a marker or a dash each, for print in grey.
 _CURVES: dict[str, dict[str, Any]] = {
@@ -55,14 +55,6 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95, seed: in
     picks = np.random.default_rng(seed).integers(len(array), size=(_RESAMPLES, len(array)))
     low, high = np.quantile(array[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(array.mean()), float(low), float(high)
-
-
-def position(sparsity: float) -> float:
-    """
-    :param sparsity: In [0, 1).
-    :return: Place on the axis, -log10(density): 0, 90 % and 99 % lie one unit apart.
-    """
-    return -math.log10(1 - sparsity)
 
 
 def _by_sparsity(results: Sequence[Result], variant: str) -> dict[float, list[float]]:

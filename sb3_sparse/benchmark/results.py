@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from sb3_sparse.files import replacing
+from sb3_sparse.utils.files import replacing
 
 DENSE, PRUNED, QUANTIZED, PRUNED_AND_QUANTIZED = VARIANTS = ("dense", "pruned", "quantized", "pruned + quantized")
 

@@ -18,8 +18,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS
+from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
-from sb3_sparse.growth import SET, RigL
 
 #: What changes masks: a hundred updates in the whole training, each of half of the weights at first, as tuning's default.
 UPDATERS: dict[str, type[SET] | None] = {"static": None, "set": SET, "rigl": RigL}

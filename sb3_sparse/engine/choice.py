@@ -2,35 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch as th
-from torch import nn
-
-from sb3_sparse.checks import require_choice
 from sb3_sparse.engine import native
-from sb3_sparse.engine.mirror import make_network
-from sb3_sparse.files import write_text
-from sb3_sparse.plan import ENGINES
+from sb3_sparse.engine.crossover import crossovers
+from sb3_sparse.masks.config import ENGINES
+from sb3_sparse.utils.checks import require_choice
 
 if TYPE_CHECKING:
     from sb3_sparse.engine.sequence import SparseSequential
 
 #: Environment variable that says which engine to use.
 VARIABLE = "SB3_SPARSE_ENGINE"
-#: Environment variable with the folder of the measured crossovers.
-CACHE_VARIABLE = "SB3_SPARSE_CACHE"
 #: The native engine must be at least this much faster to be chosen.
 _MARGIN = 1.05
-#: Rounds of a measurement, and how many more follow where the result is not clear: the best times of few rounds may all have
-#: been disturbed on a busy machine, and what is found is kept.
-_ROUNDS, _MORE_ROUNDS, _CLEAR = 7, 23, 1.5
 
 
 def requested_engine(engine: str) -> str:
@@ -90,117 +76,3 @@ class Choice:
         if all(layer.n_active == layer.weight.numel() for layer in sequence.layers):
             return False
         return crossovers().ratio(sequence, n_samples) >= _MARGIN
-
-
-def _machine() -> str:
-    """What a measurement depends on beside shapes."""
-    return f"{native.processor()}, {native.instruction_set()}, torch {th.__version__}"
-
-
-class Crossovers:
-    """
-    Measured ratios of torch's time to the kernels' time, kept in a file: once measured, a shape class is decided for good, so
-    that two runs with the same seed use the same engine. A file that cannot be read is measured anew.
-
-    :param path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.ratios: dict[str, float] = {}
-        try:
-            found = json.loads(path.read_text())
-            self.ratios = {str(key): float(value) for key, value in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            pass
-
-    @staticmethod
-    def shape_class(sequence: SparseSequential, n_samples: int) -> str:
-        """
-        :param sequence: A sequence.
-        :param n_samples: Size of the batch.
-        :return: What decides, as text: widths, density of each layer in steps of 0.05 (0.01 below 0.1), batch in powers of
-            two, threads.
-        """
-        layers = []
-        for layer in sequence.layers:
-            density = layer.n_active / layer.weight.numel()
-            step = 0.05 if density > 0.1 else 0.01
-            layers.append(f"{layer.in_features}x{layer.out_features}@{round(density / step) * step:.2f}")
-        batch = 1 << max(n_samples - 1, 0).bit_length()
-        return f"{' '.join(layers)} batch {batch} threads {th.get_num_threads()}"
-
-    def ratio(self, sequence: SparseSequential, n_samples: int) -> float:
-        """
-        :param sequence: A sequence.
-        :param n_samples: Size of the batch.
-        :return: How much faster the kernels are, forwards and backwards (forwards alone for batches of up to 8, which are
-            those of acting).
-        """
-        key = self.shape_class(sequence, n_samples)
-        if key not in self.ratios:
-            self.ratios[key] = _measure(sequence, n_samples)
-            self._save()
-        return self.ratios[key]
-
-    def _save(self) -> None:
-        # Whole or not at all; where nothing can be written every process measures for itself
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, json.dumps(self.ratios, indent=1, sort_keys=True))
-        except OSError:
-            pass
-
-
-_known: dict[Path, Crossovers] = {}
-
-
-def crossovers() -> Crossovers:
-    """The measurements of this machine."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    root = Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_sparse"
-    path = root / f"crossover-{hashlib.sha256(_machine().encode()).hexdigest()[:16]}.json"
-    if path not in _known:
-        _known[path] = Crossovers(path)
-    return _known[path]
-
-
-def _measure(sequence: SparseSequential, n_samples: int) -> float:
-    n_samples = 1 << max(n_samples - 1, 0).bit_length()
-    # Data of its own, and nothing is left behind: neither torch's nor the masks' random stream is touched, nor any gradient
-    generator = th.Generator().manual_seed(0)
-    network = make_network(sequence.layers, sequence.activations)
-    for index in range(len(sequence.layers)):
-        network.gather_weight(index)
-    x = th.randn(n_samples, sequence.layers[0].in_features, generator=generator, dtype=sequence.layers[0].weight.dtype)
-    y = x.new_empty(n_samples, sequence.layers[-1].out_features)
-    dy = th.ones_like(y)
-    parameters = [parameter for parameter in sequence.parameters() if parameter.requires_grad]
-    trains = n_samples > 8 and bool(parameters)
-
-    def dense() -> None:
-        output = nn.Sequential.forward(sequence, x)
-        if trains:
-            th.autograd.grad(output, parameters, dy)
-
-    def kernels() -> None:
-        arguments = (x.data_ptr(), n_samples, x.stride(0), x.stride(1), [y.data_ptr()], th.get_num_threads(), trains)
-        tape, _ = native.module.forward([network], *arguments)
-        if trains:
-            gradients = [(dy.data_ptr(), dy.stride(0), dy.stride(1))]
-            native.module.backward(tape, gradients, [True], [False], 0, th.get_num_threads())
-
-    def best(variant: Callable[[], None], so_far: float) -> float:
-        start = time.perf_counter()
-        variant()
-        return min(so_far, time.perf_counter() - start)
-
-    with th.set_grad_enabled(trains):
-        for variant in (dense, kernels):
-            variant()  # not timed: the first time is special
-        of_dense = of_kernels = float("inf")
-        for round_index in range(_ROUNDS + _MORE_ROUNDS):
-            if round_index == _ROUNDS and of_dense > _CLEAR * of_kernels:
-                break
-            of_dense, of_kernels = best(dense, of_dense), best(kernels, of_kernels)
-    return of_dense / of_kernels

@@ -12,8 +12,8 @@ from torch.nn.modules import module as torch_module
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.choice import Choice
-from sb3_sparse.engine.mirror import ACTIVATIONS, SUPPORTED_DTYPES, Mirror, can_mirror
-from sb3_sparse.layers import SparseLinear
+from sb3_sparse.engine.survivors import ACTIVATIONS, SUPPORTED_DTYPES, Mirror, can_mirror
+from sb3_sparse.nn.layers import SparseLinear
 
 _will_run = getattr(th._C, "_will_engine_execute_node", None)
 
@@ -35,7 +35,7 @@ def _layers_of(modules: list[nn.Module]) -> tuple[list[SparseLinear], list[int]]
 
 class SparseSequential(nn.Sequential):
     """
-    ``nn.Sequential`` of :class:`~sb3_sparse.layers.SparseLinear` layers, ReLU and Tanh, made in place by :meth:`adopt`.
+    ``nn.Sequential`` of :class:`~sb3_sparse.nn.layers.SparseLinear` layers, ReLU and Tanh, made in place by :meth:`adopt`.
 
     The native kernels run it when the engine is to be used (see :class:`~sb3_sparse.engine.choice.Choice`) and the input is
     a float32 or float64 matrix on the CPU; torch runs it otherwise: while something hooks into it, traces or compiles it,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sb3_sparse.hyperparameter import hyperparameter
+from sb3_sparse.utils.command_line import hyperparameter
 
 
 def _names(text: str) -> list[str]:

@@ -8,16 +8,16 @@ from typing import Any
 
 import gymnasium as gym
 
-from sb3_sparse.checks import require_integer
-from sb3_sparse.environments import require_packages
-from sb3_sparse.gradual import GradualPruning
-from sb3_sparse.growth import SET, RigL
-from sb3_sparse.presets import preset_entry
-from sb3_sparse.quantization_aware import QuantizationAware
-from sb3_sparse.refresh import MaskRefresh
+from sb3_sparse.callbacks.gradual_pruning import GradualPruning
+from sb3_sparse.callbacks.mask_refresh import MaskRefresh
+from sb3_sparse.callbacks.quantization_aware import QuantizationAware
+from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.files import read_section
 from sb3_sparse.tuning.merge import Callbacks, algorithm_of, evaluate, plain, policy_of, sparse_twin, write_kwargs
+from sb3_sparse.utils.checks import require_integer
+from sb3_sparse.zoo.environments import require_packages
+from sb3_sparse.zoo.presets import preset_entry
 
 #: What a network of sparsity 0 has instead of the configuration's.
 _DENSE_KWARGS = {"sparsity": 0.0, "distribution": "erk", "pattern": "unstructured"}

@@ -10,14 +10,14 @@ from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from sb3_sparse.gradual import GradualPruning
-from sb3_sparse.growth import SET, RigL
-from sb3_sparse.patterns import Pattern, parse_pattern
-from sb3_sparse.plan import DEFAULT_SPARSITY
-from sb3_sparse.policies import SparsePolicyMixin
-from sb3_sparse.quantization_aware import QuantizationAware
-from sb3_sparse.refresh import MaskRefresh
-from sb3_sparse.replay import DelayedNStep
+from sb3_sparse.callbacks.gradual_pruning import GradualPruning
+from sb3_sparse.callbacks.mask_refresh import MaskRefresh
+from sb3_sparse.callbacks.quantization_aware import QuantizationAware
+from sb3_sparse.callbacks.replay import DelayedNStep
+from sb3_sparse.callbacks.set_rigl import SET, RigL
+from sb3_sparse.masks.config import DEFAULT_SPARSITY
+from sb3_sparse.masks.patterns import Pattern, parse_pattern
+from sb3_sparse.policies.base import SparsePolicyMixin
 from sb3_sparse.tuning.merge import (
     EVALUATED,
     Callbacks,

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sb3_sparse.files import write_text
 from sb3_sparse.tuning.intervals import margin
 from sb3_sparse.tuning.results import Point
 from sb3_sparse.tuning.study import REPORT_SEED, Subject
+from sb3_sparse.utils.files import write_text
 
 #: Of the dense reference's return that the recommended configuration keeps, as in ``--keep``.
 _KEEP = 0.97

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sb3_sparse.figures import write_figure
 from sb3_sparse.tuning.objectives import OBJECTIVES
 from sb3_sparse.tuning.results import Point, Tried
 from sb3_sparse.tuning.study import Subject
+from sb3_sparse.utils.figures import write_figure
 
 #: Okabe and Ito's colours, as in :mod:`sb3_sparse.benchmark.plots`.
 _FRONT, _DENSE, _TRIAL = "#0072B2", "#D55E00", "#999999"

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from sb3_sparse.files import write_text
-from sb3_sparse.presets import section_key
 from sb3_sparse.tuning.merge import plain
+from sb3_sparse.utils.files import write_text
+from sb3_sparse.zoo.presets import section_key
 
 
 def zoo_configuration(algo: str) -> str:

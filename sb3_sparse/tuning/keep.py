@@ -17,8 +17,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sb3_sparse.benchmark.plots import position
 from sb3_sparse.tuning.intervals import are_tied, margin
+from sb3_sparse.utils.figures import position
 
 ACCEPTED, REFUSED, UNDECIDED = "accepted", "refused", "undecided"
 #: Trainings by sparsity and seed; what diverged has NaN for its return.

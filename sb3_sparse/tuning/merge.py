@@ -12,8 +12,9 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sb3_sparse.policies import SPARSE_POLICIES, SparsePolicyMixin
-from sb3_sparse.presets import callback_entries, find_class
+from sb3_sparse.policies.algorithms import SPARSE_POLICIES
+from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.zoo.presets import callback_entries, find_class
 
 #: Entries that rl-zoo3 evaluates if they are strings.
 EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
@@ -93,7 +94,7 @@ class Callbacks:
     """
     The ``callback`` entry of a section.
 
-    :param written: See :func:`sb3_sparse.presets.callback_entries`.
+    :param written: See :func:`sb3_sparse.zoo.presets.callback_entries`.
     :raises ValueError: See there.
     """
 

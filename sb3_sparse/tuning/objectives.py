@@ -10,8 +10,8 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_sparse.quantization_plan import DEPLOYED_NETWORKS
-from sb3_sparse.report import sparsity_report
+from sb3_sparse.analysis.report import sparsity_report
+from sb3_sparse.policies.quantized_layers import DEPLOYED_NETWORKS
 
 
 @dataclass(frozen=True)

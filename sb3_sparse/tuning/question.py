@@ -12,8 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sb3_sparse.checks import require_integer, require_positive
-from sb3_sparse.files import make_folder, write_text
 from sb3_sparse.tuning.configuration import dense, load_section, with_sparsity
 from sb3_sparse.tuning.export import export_answer
 from sb3_sparse.tuning.files import as_yaml
@@ -37,6 +35,8 @@ from sb3_sparse.tuning.study import REPORT_EPISODES, REPORT_SEED, Subject
 from sb3_sparse.tuning.tables import to_csv
 from sb3_sparse.tuning.training import check_trainable
 from sb3_sparse.tuning.tune import check_reporting
+from sb3_sparse.utils.checks import require_integer, require_positive
+from sb3_sparse.utils.files import make_folder, write_text
 
 
 @dataclass(frozen=True)

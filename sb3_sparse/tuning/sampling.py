@@ -15,11 +15,11 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomSampler, TPESampler
 from optuna.trial import Trial, TrialState
 
-from sb3_sparse.checks import require_choice
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.queue import PARAMETERS
 from sb3_sparse.tuning.spaces import sample
 from sb3_sparse.tuning.study import Subject
+from sb3_sparse.utils.checks import require_choice
 
 
 def _gp(seed: int) -> BaseSampler:

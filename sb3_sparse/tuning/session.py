@@ -14,8 +14,6 @@ from gymnasium import spaces
 from optuna.storages import BaseStorage
 from stable_baselines3.common.preprocessing import is_image_space
 
-from sb3_sparse.checks import require_integer
-from sb3_sparse.files import make_folder
 from sb3_sparse.tuning.configuration import dense, load_section
 from sb3_sparse.tuning.pool import Pool
 from sb3_sparse.tuning.progress import Progress
@@ -26,6 +24,8 @@ from sb3_sparse.tuning.spaces import check_configuration
 from sb3_sparse.tuning.storage import open_storage
 from sb3_sparse.tuning.study import TUNING_EPISODES, Subject, load_study, open_study
 from sb3_sparse.tuning.training import check_trainable, random_return
+from sb3_sparse.utils.checks import require_integer
+from sb3_sparse.utils.files import make_folder
 
 REPORT_SUFFIX = "-report"
 #: Samples of a search that are looked at before a study is refused.

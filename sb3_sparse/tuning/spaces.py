@@ -14,9 +14,9 @@ from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
-from sb3_sparse.growth import SET, RigL
-from sb3_sparse.refresh import RULES, MaskRefresh
-from sb3_sparse.schedules import SCHEDULES
+from sb3_sparse.callbacks.mask_refresh import RULES, MaskRefresh
+from sb3_sparse.callbacks.set_rigl import SET, RigL
+from sb3_sparse.masks.schedules import SCHEDULES
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.merge import algorithm_of
 from sb3_sparse.tuning.parameters import Choice, Integer, Number, Parameter

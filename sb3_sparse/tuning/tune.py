@@ -9,8 +9,6 @@ from typing import Any
 
 import optuna
 
-from sb3_sparse.checks import require_integer
-from sb3_sparse.files import make_folder, write_text
 from sb3_sparse.tuning.export import export
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.objectives import check_objectives
@@ -18,15 +16,9 @@ from sb3_sparse.tuning.results import Point, Tried, importances, points, tried, 
 from sb3_sparse.tuning.session import Place, Session, make_subject
 from sb3_sparse.tuning.spaces import check_searches
 from sb3_sparse.tuning.study import REPORT_EPISODES, REPORT_SEED, report_jobs, search_jobs
-from sb3_sparse.tuning.tables import (
-    importance_rows,
-    point_rows,
-    report_rows,
-    to_csv,
-    to_json,
-    to_markdown,
-    trial_rows,
-)
+from sb3_sparse.tuning.tables import importance_rows, point_rows, report_rows, to_csv, to_json, to_markdown, trial_rows
+from sb3_sparse.utils.checks import require_integer
+from sb3_sparse.utils.files import make_folder, write_text
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import nn
 from sb3_sparse.engine import native
 from sb3_sparse.engine.choice import Choice
 from sb3_sparse.engine.sequence import SparseSequential
-from sb3_sparse.layers import SparseLinear
-from sb3_sparse.patterns import parse_pattern
+from sb3_sparse.masks.patterns import parse_pattern
+from sb3_sparse.nn.layers import SparseLinear
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the native engine was not built here")
 ACTIVATIONS: dict[str, Any] = {"none": None, "relu": nn.ReLU, "tanh": nn.Tanh}

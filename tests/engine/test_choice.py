@@ -8,9 +8,10 @@ import torch as th
 from stable_baselines3 import DQN, SAC, TD3
 
 from sb3_sparse import sparse_policy
-from sb3_sparse.engine import choice, native
-from sb3_sparse.engine.choice import Crossovers, requested_engine
-from sb3_sparse.engine.optimizer import SurvivorAdam
+from sb3_sparse.engine import crossover, native
+from sb3_sparse.engine.adam import SurvivorAdam
+from sb3_sparse.engine.choice import requested_engine
+from sb3_sparse.engine.crossover import Crossovers
 from sb3_sparse.engine.sequence import SparseSequential
 from tests.engine.networks import MLP, make_input, make_sequence, needs_kernels
 from tests.engine.test_sequence import runs
@@ -56,7 +57,7 @@ def test_auto_measures_once_and_remembers(auto_engine, monkeypatch):
         measured.append(n_samples)
         return 0.5 if n_samples > 100 else 2.0
 
-    monkeypatch.setattr(choice, "_measure", measure)
+    monkeypatch.setattr(crossover, "_measure", measure)
     counts = runs(monkeypatch)
     sequence = make_sequence(MLP, engine="auto")
     for n_samples in (33, 33, 40, 200):
@@ -66,7 +67,7 @@ def test_auto_measures_once_and_remembers(auto_engine, monkeypatch):
     (file,) = auto_engine.iterdir()
     assert sorted(json.loads(file.read_text()).values()) == [0.5, 2.0]
     # Another process finds it
-    monkeypatch.setattr(choice, "_known", {})
+    monkeypatch.setattr(crossover, "_known", {})
     make_sequence(MLP, engine="auto")(th.zeros(33, 9))
     assert measured == [33, 200]
 

@@ -12,8 +12,8 @@ from stable_baselines3.common.utils import polyak_update
 from torch.optim import Adam
 
 from sb3_sparse.engine import native
-from sb3_sparse.engine.optimizer import SurvivorAdam
-from sb3_sparse.layers import SparseConv2d, SparseLinear
+from sb3_sparse.engine.adam import SurvivorAdam
+from sb3_sparse.nn.layers import SparseConv2d, SparseLinear
 from tests.engine.networks import MLP, Shape, dense, make_input, make_sequence, needs_kernels, shapes
 from tests.helpers import assert_invariants, equal_state, make_model, shuffle_masks
 

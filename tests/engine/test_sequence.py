@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from torch import nn
 
 from sb3_sparse.engine import native
-from sb3_sparse.engine.optimizer import SurvivorAdam
+from sb3_sparse.engine.adam import SurvivorAdam
 from sb3_sparse.engine.sequence import Ensemble, run_native
 from tests.engine.networks import MLP, Shape, dense, make_input, make_sequence, needs_kernels, shapes
 

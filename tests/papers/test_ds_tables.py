@@ -2,7 +2,8 @@
 
 import pytest
 
-from sb3_sparse.plan import LayerInfo, SparsityConfig, make_plan
+from sb3_sparse.masks.config import SparsityConfig
+from sb3_sparse.masks.plan import LayerInfo, make_plan
 
 DIMENSIONS = {"HalfCheetah": (17, 6), "Hopper": (11, 3), "Walker2d": (17, 6), "Ant": (111, 8), "Humanoid": (376, 17)}
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from sb3_sparse import files
-from sb3_sparse.presets import presets_folder
 from sb3_sparse.tuning import configuration, export, question, results, session, study, tables, training
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.files import as_yaml, read_section
+from sb3_sparse.utils import files
+from sb3_sparse.zoo.presets import presets_folder
 from tests.tuning import subjects
 
 NOISE = [-0.4, 0.3, 0.1, -0.2, 0.2, 0.0]

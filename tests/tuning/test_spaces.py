@@ -18,18 +18,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch import nn
 
 from sb3_sparse import RigL, SearchFor, sparse_policy
-from sb3_sparse.cli import main
-from sb3_sparse.policies import SPARSE_POLICIES, SparsePolicyMixin
-from sb3_sparse.presets import preset_entry
+from sb3_sparse.cli.main import main
+from sb3_sparse.policies.algorithms import SPARSE_POLICIES
+from sb3_sparse.policies.base import SparsePolicyMixin
 from sb3_sparse.tuning.merge import evaluate, policy_of
-from sb3_sparse.tuning.spaces import (
-    SEARCHES,
-    check_configuration,
-    check_searches,
-    count_inputs,
-    sample,
-    searches_table,
-)
+from sb3_sparse.tuning.spaces import SEARCHES, check_configuration, check_searches, count_inputs, sample, searches_table
+from sb3_sparse.zoo.presets import preset_entry
 from tests.helpers import RandomEnv, assert_invariants
 
 ALGO_NAMES = [name for name, algorithm in ALGOS.items() if algorithm in SPARSE_POLICIES]
@@ -300,7 +294,7 @@ def test_callbacks_in_every_form_stay(written):
 
 
 def test_updaters_keep_what_the_new_one_understands():
-    callback = ["sb3_sparse.SparsityLogger", {"sb3_sparse.growth.RigL": RIGL}]
+    callback = ["sb3_sparse.SparsityLogger", {"sb3_sparse.callbacks.set_rigl.RigL": RIGL}]
     kept = {"drop_schedule": "cosine", "every": 50, "drop_fraction": 0.2, "moments": "keep"}
 
     def updater(params, names="updater", **kwargs):
@@ -313,7 +307,7 @@ def test_updaters_keep_what_the_new_one_understands():
     assert updater({"updater": "static"}) == []
     drop = {"drop_fraction": 0.3, "drop_schedule": "linear"}
     changed = updater({"mask_updates": 10, **drop}, "cadence,drop_fraction")
-    assert changed == [{"sb3_sparse.growth.RigL": {**RIGL, "every": 100, "unit": "timesteps", **drop}}]
+    assert changed == [{"sb3_sparse.callbacks.set_rigl.RigL": {**RIGL, "every": 100, "unit": "timesteps", **drop}}]
     blocks = {"pattern": "block:4x1", "updater": "set"}
     assert updater(blocks, "pattern,updater") == [{"sb3_sparse.SET": kept}]
     n_m = {"pattern": "2:4", "updater_n_m": "mask_refresh", "mask_refresh_rule": "ste"}

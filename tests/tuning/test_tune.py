@@ -18,9 +18,8 @@ import yaml
 from optuna.trial import TrialState
 from stable_baselines3 import SAC
 
-from sb3_sparse.cli import main
-from sb3_sparse.hyperparameter import hyperparameter
-from sb3_sparse.report import sparsity_report
+from sb3_sparse.analysis.report import sparsity_report
+from sb3_sparse.cli.main import main
 from sb3_sparse.tuning import configuration, objectives, queue, results, sampling, session, study, tables, training, worker
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.files import as_yaml
@@ -28,6 +27,7 @@ from sb3_sparse.tuning.objectives import RETURN
 from sb3_sparse.tuning.pool import Pool
 from sb3_sparse.tuning.processes import identity
 from sb3_sparse.tuning.storage import open_storage
+from sb3_sparse.utils.command_line import hyperparameter
 from tests.helpers import equal_state
 from tests.tuning import postgresql
 from tests.tuning.subjects import make_subject, section
@@ -348,7 +348,7 @@ def test_hyperparameters_are_numbers_where_they_look_like_it():
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from sb3_sparse import environments
+    from sb3_sparse.zoo import environments
 
     found = environments.find_spec
     monkeypatch.setattr(environments, "find_spec", lambda name: None if name == "mujoco" else found(name))

@@ -16,14 +16,14 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from stable_baselines3 import DQN, TD3
 
 from sb3_sparse import sparsity_report
-from sb3_sparse.cli import main
-from sb3_sparse.loading import find_model_file
-from sb3_sparse.policies import SparsePolicyMixin
+from sb3_sparse.cli.main import main
+from sb3_sparse.cli.zoo import _checked_searches
+from sb3_sparse.conversion.loading import find_model_file
+from sb3_sparse.policies.base import SparsePolicyMixin
 from sb3_sparse.tuning.files import as_yaml, read_section, write_section, zoo_configuration
 from sb3_sparse.tuning.stock import stock_sampler
 from sb3_sparse.tuning.trials import find_trial
 from sb3_sparse.tuning.zoo import register_searches
-from sb3_sparse.zoo import _checked_searches
 from tests.helpers import assert_invariants
 
 CARTPOLE = {

@@ -1,0 +1,1 @@
+"""What is there: sizes, work, dead units, integer arithmetic."""

@@ -1,0 +1,1 @@
+"""When masks, precision and replay change while a network trains."""

@@ -1,0 +1,147 @@
+"""``sb3-sparse``: argument parsing only, each sub-command a thin call."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sb3_sparse.tuning.arguments import add_tune_arguments
+
+DESCRIPTION = "Sparse training for Stable-Baselines3"
+ZOO_HELP = {
+    "train": "train through rl-zoo3; --method NAME chooses a preset, --search NAMES what --optimize searches, everything else "
+    "is rl-zoo3's (-h lists it)",
+    "enjoy": "evaluate an agent trained by train; everything is rl-zoo3's (-h lists it)",
+}
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.analysis.report import sparsity_report
+    from sb3_sparse.conversion.loading import find_model_file, load_model
+
+    report = sparsity_report(load_model(find_model_file(arguments.model), arguments.algo))
+    print({"table": report.__str__, "markdown": report.to_markdown, "json": report.to_json}[arguments.format]())
+
+
+def _searches(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.tuning.spaces import searches_table
+
+    print(searches_table())
+
+
+def _sparsities(values: Sequence[str] | None) -> float | dict[str, float] | None:
+    """``["0.9"]`` or ``["actor=0.9", "critic=0.8"]``."""
+    if not values:
+        return None
+    pairs = [value.partition("=") for value in values]
+    named = [bool(separator) for _, separator, _ in pairs]
+    try:
+        if named == [False]:
+            return float(values[0])
+        if all(named) and len({network for network, _, _ in pairs}) == len(pairs):
+            return {network: float(value) for network, _, value in pairs}
+    except ValueError:
+        pass
+    raise ValueError(f"`--sparsity` must be one number, or NETWORK=NUMBER for each network once, got {' '.join(values)!r}")
+
+
+def _prune(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.analysis.report import sparsity_report
+    from sb3_sparse.cli.prune import prune_file
+
+    model, file = prune_file(
+        arguments.model,
+        arguments.output,
+        sparsity=_sparsities(arguments.sparsity),
+        distribution=arguments.distribution,
+        pattern=arguments.pattern,
+        dense_layers=arguments.dense_layers,
+        scope=arguments.scope,
+        algorithm=arguments.algo,
+        finetune_steps=arguments.finetune,
+        env=arguments.env,
+        seed=arguments.seed,
+        force=arguments.force,
+    )
+    print(sparsity_report(model))
+    print(f"\nwritten to {file}")
+
+
+def _tune(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.tuning.command import run
+
+    run(arguments)
+
+
+def _plot_compression(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.benchmark.plots import compression_table, plot_compression
+
+    for file in plot_compression(arguments.files, arguments.output):
+        print(f"written to {file}")
+    if arguments.table:
+        print(f"\n{compression_table(arguments.files)}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of everything but the arguments that are handed on to rl-zoo3."""
+    parser = argparse.ArgumentParser(prog="sb3-sparse", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in ZOO_HELP.items():
+        commands.add_parser(name, help=text, add_help=False)
+    searches = commands.add_parser("searches", help="list what train --optimize --search can search")
+    searches.set_defaults(run=_searches)
+    report = commands.add_parser("report", help="say exactly what of a saved model is sparse")
+    report.add_argument("model", help="a model's zip, or a folder: the model saved in it last")
+    report.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
+    report.add_argument("--format", choices=["table", "markdown", "json"], default="table")
+    report.set_defaults(run=_report)
+    prune = commands.add_parser("prune", help="prune a saved model, dense or sparse, by magnitude, and train it further")
+    prune.add_argument("model", help="a model's zip, or a folder: the model saved in it last")
+    prune.add_argument(
+        "--sparsity", nargs="+", metavar="S", help="fraction of zero weights, or NETWORK=S for each network (actor=0.9 ...)"
+    )
+    prune.add_argument("--distribution", choices=["uniform", "er", "erk"], help="how it is spread over a network's layers")
+    prune.add_argument("--pattern", help='"unstructured", "N:M" or "block:RxC"')
+    prune.add_argument("--dense-layers", nargs="+", metavar="LAYER", help='"first", "last" or layer names: they stay dense')
+    prune.add_argument("--scope", choices=["layer", "global"], default="layer", help="across what magnitudes are compared")
+    prune.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
+    prune.add_argument("-o", "--output", metavar="OUT", help="the new model's zip; MODEL-pruned.zip if left out")
+    prune.add_argument("--force", action="store_true", help="replace a file that is there")
+    prune.add_argument("--finetune", type=int, default=0, metavar="STEPS", help="environment steps of further training")
+    prune.add_argument("--env", help="environment to train in; found in rl-zoo3's folder if left out")
+    prune.add_argument("--seed", type=int, help="seed of the further training")
+    prune.set_defaults(run=_prune)
+    tune = commands.add_parser(
+        "tune", help="search for sparse configurations: return against size as a Pareto front, or how sparse it can be"
+    )
+    add_tune_arguments(tune)
+    tune.set_defaults(run=_tune)
+    plot = commands.add_parser("plot", help="figures of results, as PNG and SVG")
+    figures = plot.add_subparsers(dest="figure", required=True)
+    compression = figures.add_parser("compression", help="return against sparsity: pruned, quantized, both, and dense")
+    compression.add_argument("files", nargs="+", metavar="CSV", help="written by python -m sb3_sparse.benchmark compression")
+    compression.add_argument("-o", "--output", required=True, metavar="NAME", help="writes NAME.png and NAME.svg")
+    compression.add_argument("--table", action="store_true", help="also print the numbers, as Markdown")
+    compression.set_defaults(run=_plot_compression)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Entry point of ``sb3-sparse``.
+
+    :param arguments: Command line without the program; None for the process's own.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments and arguments[0] in ZOO_HELP:
+            from sb3_sparse.cli.zoo import run
+
+            run(arguments[0], arguments[1:])
+        else:
+            parsed = make_parser().parse_args(arguments)
+            parsed.run(parsed)
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
+        # What the user can mend, without a traceback
+        sys.exit(f"sb3-sparse: {error}")

@@ -1,0 +1,170 @@
+"""
+rl-zoo3 with this plugin imported: ``sb3-sparse train --algo td3 --env Hopper-v4 --method static``.
+
+Everything but ``--method`` and ``--search`` is handed to rl-zoo3's own ``train`` and ``enjoy`` as it is, and ``--trial-id`` as
+the configuration of that trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+
+import sb3_sparse  # noqa: F401  # registers the policies
+from sb3_sparse.tuning.merge import supported_algorithms
+from sb3_sparse.zoo.environments import require_packages
+from sb3_sparse.zoo.presets import preset_file
+
+COMMANDS = ("train", "enjoy")
+#: Where rl-zoo3's train puts its results. Its enjoy looks elsewhere, and downloads what it does not find there.
+LOG_FOLDER = "logs"
+#: The environment that rl-zoo3 takes if none is named.
+_DEFAULT_ENV = "CartPole-v1"
+
+
+def zoo_arguments(command: str, arguments: Sequence[str]) -> list[str]:
+    """
+    Turn this plugin's arguments into rl-zoo3's.
+
+    :param command: ``"train"`` or ``"enjoy"``.
+    :param arguments: Command line without program and command.
+    :return: Command line for rl-zoo3's script.
+    :raises ValueError: For an algorithm or method there is not, or ``--method`` together with ``--conf-file``.
+    :raises ImportError: If a package that the environment needs is not installed, saying how to install it.
+    """
+    known, rest = _parse(command, arguments)
+    if known.algo not in (supported := supported_algorithms()):
+        raise ValueError(f"`--algo` {known.algo!r} is not supported; supported are: {', '.join(supported)}")
+    result = ["--algo", known.algo]
+    if known.env:
+        require_packages(known.env)
+        result += ["--env", known.env]
+    result += rest
+    if command == "enjoy":
+        return [*result, "-f", known.folder or LOG_FOLDER]
+    if known.method and known.conf_file:
+        raise ValueError("`--method` chooses a configuration file, and `--conf-file` names one: give one of them")
+    configuration = str(preset_file(known.method, known.algo)) if known.method else known.conf_file
+    if known.optimize:
+        result += ["-optimize"]
+    for option in ("storage", "study_name"):
+        if (value := getattr(known, option)) is not None:
+            result += [f"--{option.replace('_', '-')}", value]
+    if known.trial_id is not None:
+        configuration = str(_trial_configuration(known, configuration))
+    if configuration:
+        result += ["-conf", configuration]
+    if known.folder:
+        result += ["-f", known.folder]
+    return result
+
+
+def _parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """What of a command line is not handed on as it is, and the rest."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--algo", default="ppo")
+    parser.add_argument("--env")
+    parser.add_argument("-conf", "--conf-file")
+    parser.add_argument("-f", "--folder", "--log-folder")
+    if command == "train":
+        parser.add_argument("--method")
+        parser.add_argument("--search")
+        parser.add_argument("-optimize", "--optimize", "--optimize-hyperparameters", dest="optimize", action="store_true")
+        parser.add_argument("--trial-id", type=int)
+        parser.add_argument("--storage")
+        parser.add_argument("--study-name")
+    return parser.parse_known_args(list(arguments))
+
+
+def _trial_configuration(known: argparse.Namespace, configuration: str | None) -> Path:
+    """
+    Write what a trial trained to a configuration file of its own in the log folder. rl-zoo3 ignores a ``--trial-id`` of 0, and
+    merges others over a configuration that may have changed since.
+    """
+    from sb3_sparse.tuning.files import read_section, write_section, zoo_configuration
+    from sb3_sparse.tuning.trials import found_section
+
+    if known.storage is None or known.study_name is None:
+        raise ValueError("`--trial-id` names a trial of a study: give its `--storage` and `--study-name` too")
+    env = known.env or _DEFAULT_ENV
+    section = found_section(
+        (known.storage, known.study_name, known.trial_id),
+        known.algo,
+        env,
+        lambda: read_section(configuration or zoo_configuration(known.algo), env),
+    )
+    folder = Path(known.folder or LOG_FOLDER) / known.algo
+    file = folder / f"{re.sub(r'[^-.=0-9A-Za-z]+', '_', known.study_name)}_trial_{known.trial_id}.yml"
+    write_section(file, env, section)
+    print(f"Trial {known.trial_id} of {known.study_name} trains as in {file}")
+    return file
+
+
+def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> list[str] | None:
+    """
+    The names after ``--search``, once everything that rl-zoo3 would only find out after its first trials is known to be well.
+    """
+    known, _ = _parse("train", arguments)
+    if not known.optimize:
+        if known.search is not None:
+            raise ValueError(f"`--search` {known.search!r} says what `--optimize` searches: give that too")
+        return None
+    from rl_zoo3.utils import StoreDict
+
+    from sb3_sparse.tuning.files import read_section, zoo_configuration
+    from sb3_sparse.tuning.spaces import check_configuration, check_searches
+    from sb3_sparse.tuning.trials import check_study, open_study
+    from sb3_sparse.tuning.zoo import require_pandas
+
+    require_pandas()
+    env = known.env or _DEFAULT_ENV
+    if known.storage is not None and known.study_name is not None:
+        # Whatever is not there yet, rl-zoo3 makes
+        with suppress(FileNotFoundError, LookupError):
+            check_study(open_study(known.storage, known.study_name), known.algo, env)
+    if known.search is None:
+        return None
+    names = check_searches(known.search, known.algo)
+    section = read_section(_parse("train", handed_on)[0].conf_file or zoo_configuration(known.algo), env)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
+    parser.add_argument("-n", "--n-timesteps", type=int, default=-1)
+    given = parser.parse_known_args(list(arguments))[0]
+    # As rl-zoo3 does
+    steps = {"n_timesteps": given.n_timesteps} if given.n_timesteps > 0 else {}
+    check_configuration(names, known.algo, {**section, **given.hyperparams, **steps})
+    return names
+
+
+def run(command: str, arguments: Sequence[str]) -> None:
+    """
+    Run rl-zoo3's script.
+
+    :param command: ``"train"`` or ``"enjoy"``.
+    :param arguments: Command line without program and command.
+    :raises ImportError: If rl-zoo3 is not installed, saying how to install it.
+    :raises ValueError: As in :func:`zoo_arguments`.
+    """
+    try:
+        script = getattr(importlib.import_module(f"rl_zoo3.{command}"), command)
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{command} needs rl-zoo3 ({error}): pip install 'sb3-sparse[zoo]'") from error
+    handed_on = zoo_arguments(command, arguments)
+    context: AbstractContextManager[None] = nullcontext()
+    if command == "train":
+        from sb3_sparse.tuning.zoo import register_searches, searching
+
+        register_searches()
+        context = searching(_checked_searches(arguments, handed_on))
+    own = sys.argv
+    sys.argv = [f"sb3-sparse {command}", *handed_on]
+    try:
+        with context:
+            script()
+    finally:
+        sys.argv = own

@@ -1,0 +1,1 @@
+"""At once: a trained model becomes a sparse, quantized, smaller or stock one."""

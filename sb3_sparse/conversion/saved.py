@@ -1,0 +1,128 @@
+"""From a sparse policy to an ordinary one, and what all conversions share: they rewrite what a model would save."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
+
+from sb3_sparse.masks.config import SparsityConfig
+
+Model = TypeVar("Model", bound=BaseAlgorithm)
+
+MASK_SUFFIX = ".weight_mask"
+QUANTIZER_PART = ".quantizer."
+SPARSIFIER_PREFIX = "sparsifier."
+UPDATER_PREFIX = f"{SPARSIFIER_PREFIX}updater_state."
+
+
+@dataclass
+class Saved:
+    """
+    What a model saves, to be rewritten and loaded again.
+
+    :param data: Attributes of the model: policy class, ``policy_kwargs``, hyperparameters, counters.
+    :param params: State dicts of the policy (``"policy"``) and of the optimizers.
+    :param variables: Other tensors, such as SAC's log of the entropy coefficient.
+    """
+
+    data: dict[str, Any]
+    params: dict[str, Any]
+    variables: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, model: BaseAlgorithm) -> Saved:
+        """
+        :param model: A model. Not changed.
+        :return: What it would save, on its device.
+        """
+        file = io.BytesIO()
+        model.save(file)
+        file.seek(0)
+        return cls.read(file, model.device)
+
+    @classmethod
+    def read(cls, file: Any, device: Any) -> Saved:
+        """
+        :param file: A model's zip: a path or an open file.
+        :param device: Where its tensors shall be.
+        :return: What is in it.
+        """
+        data, params, variables = load_from_zip_file(file, device=device)
+        assert data is not None
+        return cls(data, dict(params), variables)
+
+    def use_policy(self, policy_class: type, sparse_kwargs: Mapping[str, Any]) -> None:
+        """
+        :param policy_class: The policy class from now on.
+        :param sparse_kwargs: Its sparse ``policy_kwargs``, in place of those there were.
+        """
+        stock_kwargs = {
+            name: value for name, value in self.data["policy_kwargs"].items() if name not in SparsityConfig.argument_names()
+        }
+        self.data["policy_class"] = policy_class
+        self.data["policy_kwargs"] = {**stock_kwargs, **sparse_kwargs}
+
+    def drop(self, *, masks: bool, prefix: str) -> None:
+        """
+        :param masks: Drop all masks of the policy.
+        :param prefix: Drop what begins so.
+        """
+        self.params["policy"] = {
+            name: value
+            for name, value in self.params["policy"].items()
+            if not (masks and name.endswith(MASK_SUFFIX)) and not name.startswith(prefix)
+        }
+
+    def load(self, algorithm: type[Model], **kwargs: Any) -> Model:
+        """
+        :param algorithm: The algorithm.
+        :param kwargs: Arguments of its ``load``.
+        :return: A new model.
+        """
+        file = io.BytesIO()
+        save_to_zip_file(file, data=self.data, params=self.params, pytorch_variables=self.variables)
+        file.seek(0)
+        return algorithm.load(file, **kwargs)
+
+    def load_beside(self, model: Model, *, env: Any = None) -> Model:
+        """
+        Load for a model that lives on: random streams, global ones and those of the environment that both share, are left as
+        they are.
+
+        :param model: The model that was saved; the new one is on its device.
+        :param env: Environment of the new model. None: that of ``model``.
+        :return: A new model.
+        """
+        seed = self.data.get("seed")
+        with undisturbed_randomness(model.device):
+            if seed is not None:
+                th.default_generator.manual_seed(seed)  # as ``load`` does: default seeds of masks follow from it
+            # With its seed it would seed the environment
+            new = self.load(type(model), env=model.get_env() if env is None else env, device=model.device, seed=None)
+        new.seed = seed
+        return new
+
+
+@contextmanager
+def undisturbed_randomness(device: th.device) -> Iterator[None]:
+    """
+    Whatever is drawn from global random streams inside is not missing outside.
+
+    :param device: Where torch draws, besides the CPU.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

@@ -1,0 +1,1 @@
+"""Which masks are possible, and which are chosen. Pure functions of tensors; no network."""

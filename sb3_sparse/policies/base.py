@@ -1,0 +1,251 @@
+"""
+The mixin in front of each stock policy class.
+
+It works after the stock constructor, so networks, optimizers, initial weights and torch's random stream are the stock
+policy's; only then are the prunable layers made sparse in place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.distributions import Distribution
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.type_aliases import Schedule
+from torch import nn
+
+from sb3_sparse.engine.adam import SurvivorSteps
+from sb3_sparse.engine.choice import Choice
+from sb3_sparse.masks.config import SparsityConfig
+from sb3_sparse.masks.plan import make_plan
+from sb3_sparse.nn.layers import SPARSE_CLASSES, SparseLayer
+from sb3_sparse.nn.sparsifier import Sparsifier
+from sb3_sparse.nn.state_dict import check_loadable, complete
+from sb3_sparse.policies.acceleration import adopt_sequences
+from sb3_sparse.policies.structure import ONLINE_OF_TARGET, find_layers, find_optimizers, find_submodule
+
+
+def _policy(model: BaseAlgorithm) -> BasePolicy:
+    return getattr(model.policy, "_orig_mod", model.policy)
+
+
+if TYPE_CHECKING:
+    _PolicyBase = BasePolicy
+else:
+    _PolicyBase = object
+
+
+def _constructor_parameters(policy: type[BasePolicy]) -> dict[str, inspect.Parameter]:
+    """Parameters of a policy's constructor and, as long as it hands ``**kwargs`` on, of those it extends."""
+    collected: dict[str, inspect.Parameter] = {}
+    for cls in policy.__mro__:
+        if "__init__" in vars(cls):
+            parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
+            variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+            own = {parameter.name: parameter for parameter in parameters if parameter.kind not in variadic}
+            collected = {**{name: value for name, value in own.items() if name not in collected}, **collected}
+            if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return collected
+
+
+def _graph_tensors(value: Any) -> Iterator[th.Tensor]:
+    """Tensors with a history that a distribution holds."""
+    if isinstance(value, th.Tensor):
+        if not value.is_leaf:
+            yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _graph_tensors(item)
+    elif isinstance(value, (Distribution, th.distributions.Distribution)):
+        yield from _graph_tensors(list(vars(value).values()))
+
+
+def _default_seed() -> int:
+    """A seed that follows torch's global generator without drawing from it."""
+    return int.from_bytes(hashlib.sha256(th.get_rng_state().numpy().tobytes()).digest()[:8], "little") >> 1
+
+
+class SparsePolicyMixin(_PolicyBase):
+    """
+    Put in front of a stock policy class: ``class MySparsePolicy(SparsePolicyMixin, MyPolicy): ...``.
+
+    Takes the arguments of the stock policy and those of :class:`~sb3_sparse.masks.config.SparsityConfig`.
+
+    :param observation_space: Observation space
+    :param action_space: Action space
+    :param lr_schedule: Learning rate schedule
+    :param sparsity: See :class:`~sb3_sparse.masks.config.SparsityConfig`, as for the following.
+    :param distribution: How the sparsity is spread over a network's layers.
+    :param pattern: Which masks are legal.
+    :param dense_layers: Layers that stay dense.
+    :param initial_mask: How the first masks are chosen.
+    :param mask_seed: Seed of the masks' own generator.
+    :param engine: What multiplies.
+    :param kwargs: Arguments of the stock policy, by keyword.
+    :raises TypeError: For a keyword that neither knows.
+    :raises ValueError: For arguments out of range, see :class:`~sb3_sparse.masks.config.SparsityConfig`, and observation
+        spaces that the policy cannot take.
+    """
+
+    sparsifier: Sparsifier
+    sparsity_config: SparsityConfig
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        *,
+        sparsity: float | Mapping[str, float] | None = None,
+        distribution: str | Mapping[str, Any] | None = None,
+        pattern: str = "unstructured",
+        dense_layers: str | Sequence[str] = (),
+        initial_mask: str = "random",
+        mask_seed: int | None = None,
+        engine: str = "auto",
+        **kwargs: Any,
+    ) -> None:
+        config = SparsityConfig(sparsity, distribution, pattern, dense_layers, initial_mask, mask_seed, engine)
+        choice = Choice(engine)
+        self._check_arguments(observation_space, kwargs)
+        super().__init__(observation_space, action_space, lr_schedule, **kwargs)
+        self.sparsity_config = config
+        # Who names an optimizer means that one
+        self._sparsify(config, choice, survivor_steps=choice.possible and not self._names_optimizer(kwargs))
+
+    @classmethod
+    def _names_optimizer(cls, kwargs: Mapping[str, Any]) -> bool:
+        """Whether somebody wants one optimizer and no other."""
+        return "optimizer_class" in kwargs
+
+    @classmethod
+    def stock_policy(cls) -> type[BasePolicy]:
+        """The dense policy class behind this one."""
+        return cls.__mro__[cls.__mro__.index(SparsePolicyMixin) + 1]
+
+    @classmethod
+    def _check_arguments(cls, observation_space: spaces.Space, kwargs: Mapping[str, Any]) -> None:
+        stock = _constructor_parameters(cls.stock_policy())
+        # The first three, spaces and schedule, are the algorithm's to give
+        known = (*SparsityConfig.argument_names(), *list(stock)[3:])
+        for name in kwargs:
+            if name not in known:
+                close = get_close_matches(name, known, n=1)
+                hint = f" (did you mean {close[0]!r}?)" if close else ""
+                raise TypeError(f"unknown policy_kwargs {name!r}{hint}; {cls.__name__} takes: {', '.join(known)}")
+        extractor = kwargs.get("features_extractor_class") or stock["features_extractor_class"].default
+        if isinstance(observation_space, spaces.Dict) and issubclass(extractor, (FlattenExtractor, NatureCNN)):
+            raise ValueError(
+                f"You must use `SparseMultiInputPolicy` when working with dict observation space, not {cls.__name__} "
+                f"with {extractor.__name__}"
+            )
+        if not isinstance(observation_space, spaces.Dict) and issubclass(extractor, CombinedExtractor):
+            raise ValueError(
+                f"{cls.__name__} is for dict observation spaces, got {observation_space}: "
+                "use `SparseMlpPolicy`, or `SparseCnnPolicy` for images"
+            )
+
+    def _sparsify(self, config: SparsityConfig, choice: Choice, survivor_steps: bool) -> None:
+        infos = find_layers(self)
+        if not infos:
+            raise ValueError(f"{type(self).__name__} has no nn.Linear or nn.Conv2d layer that could be made sparse")
+        plan = make_plan(config, infos)
+        layers = {info.name: self._sparse_layer(self.get_submodule(info.name)) for info in infos}
+        seed = _default_seed() if config.mask_seed is None else config.mask_seed
+        targets = self._make_targets_sparse(layers)
+        sequences = adopt_sequences(self, choice)
+        engine = SurvivorSteps(sequences) if survivor_steps else None
+        self.sparsifier = Sparsifier(layers, plan, targets, find_optimizers(self), seed, engine)
+        self.sparsifier.initialize(config.initial_mask)
+
+    @staticmethod
+    def _sparse_layer(layer: nn.Module) -> SparseLayer:
+        return layer if isinstance(layer, SparseLayer) else SPARSE_CLASSES[type(layer)].from_dense(layer)
+
+    def _make_targets_sparse(self, layers: Mapping[str, SparseLayer]) -> dict[str, list[SparseLayer]]:
+        name_of = {layer: name for name, layer in layers.items()}
+        targets: dict[str, list[SparseLayer]] = {}
+        for target_prefix, prefix in ONLINE_OF_TARGET.items():
+            root, target_root = find_submodule(self, prefix), find_submodule(self, target_prefix)
+            if root is None or target_root is None:
+                continue
+            for path, layer in root.named_modules(remove_duplicate=False):
+                if isinstance(layer, SparseLayer):
+                    target = self._sparse_layer(target_root.get_submodule(path))
+                    # A features extractor that actor and critic share is met twice
+                    if not any(target is known for known in targets.setdefault(name_of[layer], [])):
+                        targets[name_of[layer]].append(target)
+        return targets
+
+    def _layer_paths(self) -> dict[str, str]:
+        """Online layer name by every path of a sparse layer in the state dict, online paths before those of targets."""
+        name_of: dict[nn.Module, str] = {layer: name for name, layer in self.sparsifier.layers.items()}
+        online = {path: name_of[module] for path, module in self.named_modules(remove_duplicate=False) if module in name_of}
+        target_of = {target: name for name, targets in self.sparsifier.targets.items() for target in targets}
+        return online | {
+            path: target_of[module] for path, module in self.named_modules(remove_duplicate=False) if module in target_of
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """
+        Load a sparse or dense policy's state dict without ever breaking an invariant. Masks in the file win over
+        ``policy_kwargs``; a dense file gets the largest weights that the plan allows as masks.
+
+        :param state_dict: State dict of a policy of the same architecture.
+        :param strict: As in ``torch.nn.Module.load_state_dict``.
+        :param assign: As in ``torch.nn.Module.load_state_dict``.
+        :return: Missing and unexpected keys.
+        :raises RuntimeError: For another architecture or masks that this policy's plan forbids; nothing is overwritten then.
+        """
+        paths = self._layer_paths()
+        completed = dict(state_dict)
+        check_loadable(self.sparsifier, completed, paths)
+        complete(self.sparsifier, completed, paths)
+        result = super().load_state_dict(completed, strict=strict, assign=assign)
+        self.sparsifier.after_load()
+        return result
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), **self.sparsity_config.as_kwargs()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.sparsifier.attach()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # The action distribution of the last forward pass hangs on to that pass's graph, which torch refuses to copy
+        for module in self.modules():
+            for tensor in _graph_tensors(module.__dict__.get("action_dist")):
+                memo[id(tensor)] = tensor.detach().clone()
+        copy = type(self).__new__(type(self))
+        memo[id(self)] = copy
+        copy.__setstate__(deepcopy(self.__dict__, memo))
+        return copy
+
+
+def sparse_policy(model: BaseAlgorithm) -> SparsePolicyMixin:
+    """
+    The sparse policy of a model, also behind ``torch.compile``.
+
+    :param model: A model.
+    :return: Its policy.
+    :raises TypeError: If the policy is not sparse.
+    """
+    policy = getattr(model.policy, "_orig_mod", model.policy)
+    if not isinstance(policy, SparsePolicyMixin):
+        raise TypeError(
+            f"the model's policy is {type(policy).__name__}, which is not sparse: create the model with a sparse policy, "
+            f'e.g. {type(model).__name__}("SparseMlpPolicy", env, policy_kwargs=dict(sparsity=0.9)), or prune this one with '
+            "sb3_sparse.sparsify(model, sparsity=0.9)"
+        )
+    return policy

@@ -1,0 +1,122 @@
+"""Which layers of a policy are quantized, and how: everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
+from torch import nn
+
+from sb3_sparse.masks.plan import LayerInfo, select_layers
+from sb3_sparse.nn.layers import SparseConv2d, SparseLayer
+from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.structure import NETWORK_OF_PREFIX, SHARED_NETWORK, find_submodule
+from sb3_sparse.quantization.config import QuantizationConfig
+from sb3_sparse.quantization.fake_quantizer import Quantizer
+
+#: Networks that choose actions: what is deployed. Critics and value functions serve training alone.
+DEPLOYED_NETWORKS = ("actor", "q_net", "quantile_net", SHARED_NETWORK)
+#: Where RecurrentPPO keeps its LSTMs, which have no prunable layer.
+_LSTM_PREFIXES = {"lstm_actor": "actor", "lstm_critic": "critic"}
+
+
+def _unsupported_layers(policy: nn.Module) -> dict[str, tuple[str, str]]:
+    """Modules of the networks that multiply by a weight of their own and cannot be quantized: network and class by path."""
+    names = {module: name for name, module in policy.named_modules()}
+    reached: dict[nn.Module, list[str]] = {}
+    for prefix, network in {**NETWORK_OF_PREFIX, **_LSTM_PREFIXES}.items():
+        root = find_submodule(policy, prefix)
+        for module in root.modules() if root is not None else ():
+            # gSDE's log_std is a parameter of the actor itself. Vectors scale or shift (normalisation), they do not mix
+            known = isinstance(module, (SparseLayer, BaseModel))
+            if not known and any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
+                networks = reached.setdefault(module, [])
+                if network not in networks:
+                    networks.append(network)
+    return {
+        names[module]: (networks[0] if len(networks) == 1 else SHARED_NETWORK, type(module).__name__)
+        for module, networks in reached.items()
+    }
+
+
+def _observation_layers(policy: SparsePolicyMixin, infos: Sequence[LayerInfo]) -> set[str]:
+    """Layers whose inputs are the observation, or hold a part of it as it is."""
+    own = {info.name for info in infos if "features_extractor." in info.name}
+    # A combined extractor hands on what is no image as it is
+    combined = [module for module in policy.modules() if isinstance(module, CombinedExtractor)]
+    passes_on = not own or any(isinstance(part, nn.Flatten) for module in combined for part in module.extractors.values())
+    found = set()
+    for network in {info.network for info in infos}:
+        members = [info for info in infos if info.network == network]
+        inside = [info for info in members if info.name in own]
+        beyond = [info for info in members if info.name not in own]
+        found |= {info.name for info in inside if info.depth == min(other.depth for other in inside)}
+        if passes_on and not hasattr(policy, "lstm_actor"):
+            found |= {info.name for info in beyond if info.depth == min(other.depth for other in beyond)}
+    return found
+
+
+def _is_image_layer(policy: SparsePolicyMixin, name: str) -> bool:
+    """Whether a layer's input is an image as Stable-Baselines3 scales it, so that its range is [0, 1], exactly."""
+    space = policy.observation_space
+    if (key := re.search(r"\bextractors\.([^.]+)\.", name)) is not None and isinstance(space, spaces.Dict):
+        space = space[key[1]]
+    parts = name.split(".")
+    owners = [find_submodule(policy, ".".join(parts[:length])) for length in range(1, len(parts))]
+    return (
+        policy.normalize_images
+        and is_image_space(space)
+        and isinstance(policy.get_submodule(name), SparseConv2d)
+        and any(isinstance(owner, NatureCNN) and type(owner).forward is NatureCNN.forward for owner in owners)
+    )
+
+
+def plan_quantization(policy: SparsePolicyMixin, config: QuantizationConfig) -> dict[str, Quantizer]:
+    """
+    :param policy: A sparse policy. Not changed.
+    :param config: What to quantize and how finely.
+    :return: A quantizer for every layer to quantize, by the layer's name.
+    :raises ValueError: For unknown networks or layers, layers that cannot be quantized, sums that could overflow, and when
+        nothing is left to quantize.
+    """
+    sparsifier = policy.sparsifier
+    infos = [plan.info for plan in sparsifier.plan.values()]
+    present = sparsifier.networks
+    if config.networks is None:
+        networks = [network for network in present if network in DEPLOYED_NETWORKS]
+    else:
+        networks = [config.networks] if isinstance(config.networks, str) else list(config.networks)
+        for network in networks:
+            if network not in present:
+                raise ValueError(
+                    f"`networks` names the unknown network {network!r}; the networks of this policy are: {', '.join(present)}"
+                )
+    unsupported = _unsupported_layers(policy)
+    exempt = select_layers(infos, config.exempt_layers, "exempt_layers", others=list(unsupported))
+    for name, (network, kind) in unsupported.items():
+        if network in networks and name not in exempt:
+            raise ValueError(
+                f"layer {name!r} of network {network!r} is a {kind}, which cannot be quantized: "
+                f"only nn.Linear and nn.Conv2d can. Name it in `exempt_layers` to leave it in float"
+            )
+    observation_layers = _observation_layers(policy, infos)
+    quantizers = {}
+    for info in infos:
+        if info.network in networks and info.name not in exempt:
+            sees_observation = info.name in observation_layers
+            layer = sparsifier.layers[info.name]
+            quantizer = config.make_quantizer(layer, info.name, sees_observation=sees_observation)
+            if sees_observation and _is_image_layer(policy, info.name):
+                quantizer.set_range(0.0, 1.0)
+                quantizer.freeze()
+            quantizers[info.name] = quantizer
+    if not quantizers:
+        raise ValueError(
+            f"nothing is left to quantize: `networks`={config.networks!r}, `exempt_layers`={config.exempt_layers!r}; "
+            f"the layers of this policy are: {', '.join(sparsifier.layers)}"
+        )
+    return quantizers

@@ -1,0 +1,1 @@
+"""Integer arithmetic as a definition, and its imitation while a network trains."""

@@ -1,0 +1,1 @@
+"""Checks, files, figures: nothing about sparsity."""

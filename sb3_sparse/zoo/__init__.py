@@ -1,0 +1,1 @@
+"""rl-zoo3: presets, environments, run folders."""
