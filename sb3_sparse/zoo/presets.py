@@ -30,7 +30,7 @@ def presets_folder() -> Path:
     """
     :return: The folder of all presets: inside the package when installed, beside it in a checkout.
     """
-    package = Path(__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "hyperparams"
     return installed if installed.is_dir() else package.parent / "hyperparams"
 
