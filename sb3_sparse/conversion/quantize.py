@@ -9,7 +9,7 @@ from sb3_sparse.conversion.saved import Saved, undisturbed_randomness
 from sb3_sparse.policies.base import SparsePolicyMixin, sparse_policy
 from sb3_sparse.policies.quantized_layers import plan_quantization
 from sb3_sparse.quantization.config import QuantizationConfig
-from sb3_sparse.utils.checks import require_integer
+from sb3_sparse.utils.checks import is_number, require_integer
 
 
 def quantize(
@@ -53,8 +53,7 @@ def quantize(
     """
     config = QuantizationConfig(bits, activation_bits, input_bits, networks, exempt_layers, averaging, freeze_after)
     require_integer("n_samples", n_samples, low=1)
-    is_number = isinstance(percentile, (int, float)) and not isinstance(percentile, bool)
-    if percentile is not None and not (is_number and 50 < percentile < 100):
+    if percentile is not None and not (is_number(percentile) and 50 < percentile < 100):
         raise ValueError(f"`percentile` must be None or a number in (50, 100), got {percentile!r}")
     if not isinstance(getattr(model.policy, "_orig_mod", model.policy), SparsePolicyMixin):
         raise TypeError(

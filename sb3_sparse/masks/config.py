@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from sb3_sparse.masks.distributions import DISTRIBUTION_HELP
 from sb3_sparse.masks.patterns import Pattern, parse_pattern
-from sb3_sparse.utils.checks import require_choice
+from sb3_sparse.utils.checks import is_integer, is_number, require_choice
 
 #: Sparsity of every network when nothing is said. Graesser et al. (ICML 2022) find 80-90 % nearly free for trained
 #: topologies, Ma et al. (ICML 2025) train static random networks at 80 %; a static topology deserves the cautious end.
@@ -21,24 +20,22 @@ INITIAL_MASKS = ("random", "magnitude")
 ENGINES = ("auto", "native", "torch")
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def check_sparsity(value: Any, where: str) -> float:
     """
+    Check a sparsity.
+
     :param value: What was given as a sparsity.
     :param where: How the error names it.
     :return: The value as a float.
     :raises ValueError: If it is not a number in [0, 1).
     """
-    if not _is_number(value) or not 0 <= value < 1:
+    if not is_number(value) or not 0 <= value < 1:
         raise ValueError(f"{where} must be a number in [0, 1), got {value!r}")
     return float(value)
 
 
 def _check_epsilon(value: Any, where: str) -> None:
-    if not _is_number(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise ValueError(f"{where} must be a positive number, got {value!r}")
 
 
@@ -86,7 +83,7 @@ class SparsityConfig:
         require_choice("initial_mask", self.initial_mask, INITIAL_MASKS)
         require_choice("engine", self.engine, ENGINES)
         seed = self.mask_seed
-        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+        if seed is not None and not (is_integer(seed) and 0 <= seed < 2**63):
             raise ValueError(f"`mask_seed` must be None or an integer in [0, 2**63), got {seed!r}")
 
     def _check_distribution(self, pattern: Pattern) -> None:

@@ -70,6 +70,15 @@ class Pattern(ABC):
         """The sparsity that follows from the pattern alone, or None where it is free."""
         return None
 
+    def agrees_with(self, sparsity: float) -> bool:
+        """
+        Whether somebody who writes a sparsity means the one that follows from the pattern: 0.667 is 1:3.
+
+        :param sparsity: In [0, 1).
+        :return: Whether it is that sparsity, rounded to three digits or finer. True where the sparsity is free.
+        """
+        return self.fixed_sparsity is None or abs(sparsity - self.fixed_sparsity) <= 5e-4
+
     def impossible(self, shape: Sequence[int]) -> str | None:
         """
         :param shape: Shape of a weight.

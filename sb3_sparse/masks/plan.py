@@ -135,11 +135,14 @@ def _network_sparsities(config: SparsityConfig, networks: Sequence[str], pattern
         sparsities = dict.fromkeys(networks, float(value))
     if fixed is not None:
         for network, sparsity in sparsities.items():
-            if sparsity and not math.isclose(sparsity, fixed, abs_tol=1e-6):
+            if not sparsity:
+                continue
+            if not pattern.agrees_with(sparsity):
                 raise ValueError(
                     f"`{argument}`={sparsity} of network {network!r} and `pattern`={config.pattern!r} disagree: the pattern "
                     f"means a sparsity of {fixed:g}. Give {fixed:g}, 0 for a dense network, or leave `{argument}` out"
                 )
+            sparsities[network] = fixed
     return sparsities
 
 
@@ -186,7 +189,7 @@ def make_plan(config: SparsityConfig, layers: Sequence[LayerInfo], *, argument: 
         densities = _explicit_densities(layers, config.distribution)
         for layer in layers:
             density = 1.0 if layer.name in exempt else densities[layer.name]
-            if density < 1 and pattern.fixed_sparsity is not None and not math.isclose(1 - density, pattern.fixed_sparsity):
+            if density < 1 and not pattern.agrees_with(1 - density):
                 raise ValueError(
                     f"`distribution` gives layer {layer.name!r} a sparsity of {1 - density:g}, but "
                     f"`pattern`={config.pattern!r} means {pattern.fixed_sparsity:g}; a layer can have that sparsity or 0"

@@ -11,7 +11,7 @@ from torch import nn
 
 from sb3_sparse.quantization.fake_quantizer import Quantizer
 from sb3_sparse.quantization.integer import INT32_LIMIT, accumulator_limit, activation_limit, weight_limit
-from sb3_sparse.utils.checks import require_integer, require_positive
+from sb3_sparse.utils.checks import is_integer, require_integer, require_positive
 
 #: Inputs that are not quantized.
 FLOAT = "float"
@@ -51,8 +51,8 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         require_integer("bits", self.bits, low=2, high=8)
         require_integer("activation_bits", self.activation_bits, low=2, high=8)
-        is_integer = isinstance(self.input_bits, int) and not isinstance(self.input_bits, bool)
-        if self.input_bits != FLOAT and not (is_integer and (self.input_bits == 16 or 2 <= int(self.input_bits) <= 8)):
+        bits = self.input_bits
+        if bits != FLOAT and not (is_integer(bits) and (bits == 16 or 2 <= int(bits) <= 8)):
             raise ValueError(f"`input_bits` must be an integer in [2, 8], 16 or 'float', got {self.input_bits!r}")
         if self.networks is not None:
             _check_names("networks", self.networks)
