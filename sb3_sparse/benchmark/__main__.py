@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from sb3_sparse.benchmark import compression, kernels, overhead, samplers, step, train
+from sb3_sparse.utils.command_line import Refusal
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -30,9 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     try:
         parsed.run(parsed)
-    except (ValueError, FileNotFoundError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         # What the user can mend, without a traceback
-        sys.exit(f"{parser.prog}: {error}")
+        raise Refusal(parser.prog, error) from error
 
 
 if __name__ == "__main__":

@@ -7,7 +7,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import gymnasium as gym
+
 from sb3_sparse.benchmark.timing import environment
+from sb3_sparse.zoo.environments import require_packages
 
 
 def net_arch(text: str) -> list[int]:
@@ -49,6 +52,56 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"an integer from 1 is needed, not {text!r}")
     return int(text)
+
+
+def density_number(text: str) -> float:
+    """
+    The fraction of weights that exist.
+
+    :param text: A number in (0, 1].
+    :return: The number.
+    :raises argparse.ArgumentTypeError: If it is anything else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"a density is a number in (0, 1], not {text!r}")
+    return value
+
+
+def seed_number(text: str) -> int:
+    """
+    The seed of a training.
+
+    :param text: An integer from 0 that is below 2**32.
+    :return: The integer.
+    :raises argparse.ArgumentTypeError: If it is anything else.
+    """
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"a seed is an integer in [0, 2**32), not {text!r}")
+    return int(text)
+
+
+def continuous_env(text: str) -> str:
+    """
+    An environment whose actions are a vector of numbers.
+
+    :param text: Its id.
+    :return: The same.
+    :raises argparse.ArgumentTypeError: If there is no such environment, it cannot be made, or its actions are others.
+    """
+    try:
+        require_packages(text)
+        env = gym.make(text)
+    except (gym.error.Error, ImportError) as error:
+        raise argparse.ArgumentTypeError(f"environment {text!r} cannot be made: {' '.join(str(error).split())}") from error
+    action_space = env.action_space
+    env.close()
+    if not isinstance(action_space, gym.spaces.Box):
+        raise argparse.ArgumentTypeError(f"the actions of {text} are {action_space}; a Box is needed")
+    return text
 
 
 def show(*tables: tuple[str, Sequence[Mapping[str, Any]]], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch as th
 from torch import nn
 
-from sb3_sparse.benchmark.arguments import positive, show
+from sb3_sparse.benchmark.arguments import density_number, positive, show
 from sb3_sparse.engine import native
 from sb3_sparse.masks.patterns import parse_pattern
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     :param parser: Parser of the ``kernels`` sub-command.
     """
     parser.add_argument("--width", nargs="+", type=positive, default=[256, 1024])
-    parser.add_argument("--density", nargs="+", type=float, default=[1.0, 0.5, 0.25, 0.1, 0.05, 0.01])
+    parser.add_argument("--density", nargs="+", type=density_number, default=[1.0, 0.5, 0.25, 0.1, 0.05, 0.01])
     parser.add_argument("--pattern", nargs="+", default=["unstructured", "block:4x1"])
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--threads", type=positive, default=1)
@@ -108,7 +108,13 @@ def run(arguments: argparse.Namespace) -> None:
 
     :param arguments: Parsed by :func:`add_arguments`.
     :raises ImportError: Without the native engine.
+    :raises ValueError: For a pattern that there is not, or that a layer of one of the widths cannot have.
     """
+    for spec in arguments.pattern:
+        pattern = parse_pattern(spec)
+        for width in arguments.width:
+            if (reason := pattern.impossible((width, width))) is not None:
+                raise ValueError(f"`--pattern` {spec!r} is impossible for a layer of width {width}: {reason}")
     if not native.available():
         raise ImportError(native.why_not())
     th.set_num_threads(arguments.threads)

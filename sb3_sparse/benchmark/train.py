@@ -16,7 +16,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
+from sb3_sparse.benchmark.arguments import continuous_env, net_arch, positive, seed_number, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     :param parser: Parser of the ``train`` sub-command.
     """
     parser.add_argument("--algo", choices=["td3", "sac"], default="td3")
-    parser.add_argument("--env", default="Hopper-v4")
+    parser.add_argument("--env", type=continuous_env, default="Hopper-v4")
     parser.add_argument("--net", type=net_arch, default=[256, 256])
     parser.add_argument("--sparsity", nargs="+", type=sparsity, default=[0.95])
     parser.add_argument(
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=positive, default=500, help="environment steps per turn, one gradient step each")
     parser.add_argument("--until", type=float, metavar="RETURN", help="train until an evaluation reaches this mean return")
     parser.add_argument("--episodes", type=positive, default=10, help="episodes of each evaluation, one after every turn")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the trainings")
+    parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0], help="seeds of the trainings")
     parser.add_argument("--learning-starts", type=positive, help="random steps at the beginning; one batch if left out")
     parser.add_argument("--json", action="store_true")
 

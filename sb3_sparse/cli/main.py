@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from sb3_sparse.tuning.arguments import add_tune_arguments
+from sb3_sparse.utils.command_line import Refusal
 
 DESCRIPTION = "Sparse training for Stable-Baselines3"
 ZOO_HELP = {
@@ -144,4 +145,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parsed.run(parsed)
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
         # What the user can mend, without a traceback
-        sys.exit(f"sb3-sparse: {error}")
+        raise Refusal("sb3-sparse", error) from error

@@ -1,15 +1,35 @@
-"""Hyperparameters on a command line: ``learning_rate:1e-3``."""
+"""What command lines share: hyperparameters like ``learning_rate:1e-3``, and how a mistake is answered."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
 
 import yaml
 
 
+class Refusal(SystemExit):
+    """
+    The end of a command that cannot be done as it was asked: one line on standard error, and exit code 2, as argparse has it.
+
+    :param program: Name of the program.
+    :param reason: What is wrong and what is allowed.
+    """
+
+    def __init__(self, program: str, reason: object) -> None:
+        super().__init__(2)
+        self.message = f"{program}: {' '.join(str(reason).split())}"
+        print(self.message, file=sys.stderr)
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def hyperparameter(text: str) -> tuple[str, Any]:
     """
+    A hyperparameter as it is written on a command line.
+
     :param text: ``NAME:VALUE``, the value as in a YAML file, but that ``1e-3`` is a number, too, and ``1e5`` an integer.
     :return: Name and value.
     :raises argparse.ArgumentTypeError: If it looks different.

@@ -39,15 +39,18 @@ def preset_file(method: str, algo: str) -> Path:
     """
     The rl-zoo3 configuration of a method for an algorithm.
 
-    :param method: Name of the method, e.g. ``"static"``.
+    :param method: Name of the method, e.g. ``"rlx2"``, or of one of its ablations and baselines, e.g. ``"rlx2/set"``. Names
+        that these had before (``"rlx2_set"``) are understood.
     :param algo: rl-zoo3's name of the algorithm, e.g. ``"td3"``.
     :return: Path of the YAML file.
     :raises ValueError: For an unknown method, or an algorithm it has no preset for; the message lists what there is.
     """
     folder = presets_folder()
     available: dict[str, list[str]] = {}
-    for file in sorted(folder.glob("*/*.yml")):
-        available.setdefault(file.parent.name, []).append(file.stem)
+    for file in sorted(folder.rglob("*.yml")):
+        available.setdefault(file.parent.relative_to(folder).as_posix(), []).append(file.stem)
+    if method not in available and (now := method.replace("_", "/", 1)) in available:
+        method = now
     if method not in available:
         raise ValueError(f"`method`={method!r} is unknown; the methods are: {', '.join(available)}")
     if algo not in available[method]:

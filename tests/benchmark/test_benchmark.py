@@ -103,3 +103,36 @@ def test_masks_change_through_all_turns_of_a_training():
     assert fractions[0] > 0.49
     assert fractions[-1] < 0.01
     assert_invariants(model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "--env", "Nope-v1"],
+            "argument --env: environment 'Nope-v1' cannot be made: Environment `Nope` doesn't exist",
+        ),
+        (["train", "--env", "CartPole-v1"], "the actions of CartPole-v1 are Discrete(2); a Box is needed"),
+        (["train", "--rounds", "0"], "argument --rounds: an integer from 1 is needed, not '0'"),
+        (["train", "--seeds", "-1"], "a seed is an integer in [0, 2**32), not '-1'"),
+        (["train", "--seeds", "4294967296"], "a seed is an integer in [0, 2**32), not '4294967296'"),
+        (["train", "--sparsity", "1"], "a sparsity is a number in [0, 1), not '1'"),
+        (["kernels", "--density", "0"], "a density is a number in (0, 1], not '0'"),
+        (["kernels", "--density", "dense"], "a density is a number in (0, 1], not 'dense'"),
+        (["kernels", "--pattern", "2to4"], "'2to4'"),
+        (["kernels", "--pattern", "2:4", "--width", "3"], "impossible for a layer of width 3: it has 3 inputs per row"),
+        (["samplers", "--trials", "0"], "an integer from 1 is needed, not '0'"),
+        (["step", "--net", "256,0"], "hidden widths look like 256,256, not '256,0'"),
+        (["nothing"], "invalid choice: 'nothing'"),
+    ],
+)
+@needs_kernels
+def test_mistakes_are_answered_before_anything_is_measured(arguments, message, capsys):
+    """In one line, with exit code 2."""
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert message in printed.err
+    assert "Traceback" not in printed.err

@@ -81,7 +81,9 @@ def test_a_rounded_sparsity_agrees_with_its_pattern(spec, digits):
 
 def test_another_sparsity_does_not():
     layers = [LayerInfo("actor.mu.0", "actor", (30, 42), 0)]
-    with pytest.raises(ValueError, match="`sparsity`=0.66 of network 'actor' and `pattern`='1:3' disagree"):
+    with pytest.raises(ValueError, match=r"`sparsity`=0\.66 of network 'actor' and `pattern`='1:3' disagree"):
         make_plan(SparsityConfig(pattern="1:3", sparsity=0.66), layers)
-    with pytest.raises(ValueError, match="gives layer 'actor.mu.0' a sparsity of 0.66, but `pattern`='1:3' means 0.666667"):
+    with pytest.raises(
+        ValueError, match=r"gives layer 'actor\.mu\.0' a sparsity of 0\.66, but `pattern`='1:3' means 0\.666667"
+    ):
         make_plan(SparsityConfig(pattern="1:3", distribution={"actor.mu.0": 0.66}), layers)

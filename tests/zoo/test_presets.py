@@ -14,18 +14,25 @@ from stable_baselines3.common.noise import NormalActionNoise
 import sb3_sparse
 from sb3_sparse import DynamicNStepReplayBuffer, RigL, preset
 from sb3_sparse.policies.base import SparsePolicyMixin
-from sb3_sparse.zoo.presets import presets_folder
+from sb3_sparse.zoo.presets import preset_file, presets_folder
 from tests.helpers import assert_invariants
 
-FILES = sorted(presets_folder().glob("*/*.yml"))
+FILES = sorted(presets_folder().rglob("*.yml"))
+
+
+def method_of(file):
+    """``rlx2/set`` of ``hyperparams/rlx2/set/td3.yml``."""
+    return file.parent.relative_to(presets_folder()).as_posix()
+
+
 HAS_BOX2D = find_spec("Box2D") is not None
-DENSE_METHODS = ("dense", "ds_dense", "rlx2_tiny")
-IDS = [f"{file.parent.name}-{file.stem}" for file in FILES]
+DENSE_METHODS = ("dense", "ds/dense", "rlx2/dense", "rlx2/tiny")
+IDS = [f"{method_of(file)}-{file.stem}" for file in FILES]
 
 
 @pytest.mark.parametrize("file", FILES, ids=IDS)
 def test_every_entry_can_be_made(file):
-    method, algo = file.parent.name, file.stem
+    method, algo = method_of(file), file.stem
     for env in yaml.safe_load(file.read_text()):
         if env in ("default", "atari") or env not in gym.envs.registry or (env.startswith("LunarLander") and not HAS_BOX2D):
             continue
@@ -41,7 +48,7 @@ def test_every_entry_can_be_made(file):
 @pytest.mark.parametrize(
     ("method", "algo", "env"),
     [
-        (file.parent.name, file.stem, env)
+        (method_of(file), file.stem, env)
         for file in FILES
         for env in (["CartPole-v1"] if file.stem == "dqn" else ["Hopper-v4", "HalfCheetah-v4"])
     ],
@@ -119,13 +126,13 @@ def test_tiny_networks_have_as_many_weights_as_the_sparse_ones(algo, env, versio
             sizes[network] = sum(int((module.weight != 0).sum()) for module in modules)
         return sizes
 
-    tiny, sparse = n_weights("rlx2_tiny"), n_weights("rlx2")
+    tiny, sparse = n_weights("rlx2/tiny"), n_weights("rlx2")
     # One unit more or less in each hidden layer is worth about two percent at these widths
     assert all(tiny[network] == pytest.approx(sparse[network], rel=0.025) for network in sparse)
 
 
 @pytest.mark.parametrize(
-    ("variant", "base"), [("rlx2_static", "rlx2"), ("rlx2_set", "rlx2"), ("rlx2_rigl", "rlx2"), ("ds_static", "ds")]
+    ("variant", "base"), [("rlx2/static", "rlx2"), ("rlx2/set", "rlx2"), ("rlx2/rigl", "rlx2"), ("ds/static", "ds")]
 )
 @pytest.mark.parametrize("algo", ["td3", "sac"])
 def test_baselines_differ_in_callbacks_and_replay_alone(variant, base, algo):
@@ -137,7 +144,7 @@ def test_baselines_differ_in_callbacks_and_replay_alone(variant, base, algo):
         assert first == second
 
 
-@pytest.mark.parametrize(("variant", "pattern"), [("rnm_1_4", "1:4"), ("rnm_1_8", "1:8")])
+@pytest.mark.parametrize(("variant", "pattern"), [("rnm/1_4", "1:4"), ("rnm/1_8", "1:8")])
 @pytest.mark.parametrize("algo", ["td3", "sac"])
 def test_variants_of_rnm_differ_in_the_pattern_alone(variant, pattern, algo):
     first, second = (yaml.safe_load((presets_folder() / m / f"{algo}.yml").read_text()) for m in (variant, "rnm"))
@@ -176,3 +183,19 @@ def test_documented_use(algorithm, algo):
     callback, n_timesteps = values.pop("callback"), values.pop("n_timesteps")
     assert n_timesteps > 0
     algorithm(env=env, **values).learn(20, callback=callback)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("rlx2_set", "rlx2/set"), ("ds_dense", "ds/dense"), ("rnm_1_4", "rnm/1_4"), ("rnm_1_8", "rnm/1_8")]
+)
+def test_names_that_ablations_had_before(old, new):
+    assert preset_file(old, "td3") == preset_file(new, "td3")
+    assert preset_file(new, "td3").is_file()
+
+
+def test_the_dense_baseline_of_rlx2_differs_in_nothing_but_sparsity():
+    """And in what makes RLx2: targets, replay and topology."""
+    dense, sparse = preset("rlx2/dense", "td3", "Hopper-v4"), preset("rlx2", "td3", "Hopper-v4")
+    own = {"callback", "policy", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "action_noise"}
+    assert {key: dense[key] for key in dense if key not in own} == {key: sparse[key] for key in sparse if key not in own}
+    assert dense["policy_kwargs"]["net_arch"] == sparse["policy_kwargs"]["net_arch"]
