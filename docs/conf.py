@@ -7,10 +7,21 @@ author = "The sb3_sparse contributors"
 copyright = "2026, The sb3_sparse contributors"
 version = release = sb3_sparse.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "modules/rooms/modules.rst"]
+apidoc_automodule_options = {"members"}
+# One page per folder of the package, made anew by every build
+apidoc_modules = [
+    {
+        "path": "../sb3_sparse",
+        "destination": "modules/rooms",
+        "exclude_patterns": ["**/__main__.py", "**/_native*"],
+        "module_first": True,
+    }
+]
 html_theme = "sphinx_rtd_theme"
+autodoc_default_options = {"ignore-module-all": True, "undoc-members": False}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
