@@ -75,7 +75,7 @@ check-codestyle: .venv/dev.stamp
 doc: .venv/dev.stamp
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build/html
 
-commit-checks: format type lint
+commit-checks: format lint type
 
 clean:
 	rm -rf .venv docs/_build build *.egg-info
