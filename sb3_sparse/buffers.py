@@ -132,6 +132,8 @@ class DynamicNStepReplayBuffer(NStepReplayBuffer):
 
     def size(self) -> int:
         """
+        Number of rows that are sampled from.
+
         :return: Number of live rows.
         """
         return self._window

@@ -11,6 +11,8 @@ from sb3_sparse.utils.command_line import Refusal
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
+    Entry point of ``python -m sb3_sparse.benchmark``.
+
     :param arguments: Command line without the program; None for the process's own.
     """
     parser = argparse.ArgumentParser(prog="python -m sb3_sparse.benchmark")

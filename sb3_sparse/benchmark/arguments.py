@@ -15,6 +15,8 @@ from sb3_sparse.zoo.environments import require_packages
 
 def net_arch(text: str) -> list[int]:
     """
+    Hidden widths as they are written on a command line.
+
     :param text: Hidden widths, e.g. ``"256,256"``.
     :return: The widths.
     :raises argparse.ArgumentTypeError: If it is anything else.
@@ -30,6 +32,8 @@ def net_arch(text: str) -> list[int]:
 
 def sparsity(text: str) -> float:
     """
+    The fraction of weights that are zero.
+
     :param text: A number in [0, 1).
     :return: The number.
     :raises argparse.ArgumentTypeError: If it is anything else.
@@ -45,6 +49,8 @@ def sparsity(text: str) -> float:
 
 def positive(text: str) -> int:
     """
+    A number of something.
+
     :param text: An integer from 1.
     :return: The integer.
     :raises argparse.ArgumentTypeError: If it is anything else.

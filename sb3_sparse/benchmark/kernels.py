@@ -16,6 +16,8 @@ from sb3_sparse.masks.patterns import parse_pattern
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
+    Declare the arguments of ``kernels``.
+
     :param parser: Parser of the ``kernels`` sub-command.
     """
     parser.add_argument("--width", nargs="+", type=positive, default=[256, 1024])
@@ -43,6 +45,8 @@ def _seconds(call: Callable[[], object], at_least: float = 0.02) -> float:
 
 def peak() -> float:
     """
+    What the core can do when nothing but registers is touched.
+
     :return: Multiply-adds in registers, in GFLOP/s.
     """
     n = 1_000_000

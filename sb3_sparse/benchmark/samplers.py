@@ -52,6 +52,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
+    Declare the arguments of ``samplers``.
+
     :param parser: Parser of the ``samplers`` sub-command.
     """
     parser.add_argument("--trials", nargs="+", type=positive, default=[25, 50, 100], help="budgets, read off one study")
@@ -62,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def values(trial: optuna.trial.BaseTrial, problem: str) -> tuple[float, float]:
     """
+    The two objectives of a test problem.
+
     :param trial: What suggests the parameters.
     :param problem: A key of :data:`PROBLEMS`.
     :return: Both objectives without noise, both minimised.
@@ -79,6 +83,8 @@ def values(trial: optuna.trial.BaseTrial, problem: str) -> tuple[float, float]:
 
 def front_hypervolume(problem: str, points: int = 20_001) -> float:
     """
+    Area that the problem's true front dominates.
+
     :param problem: A key of :data:`PROBLEMS`.
     :param points: Points that stand for the front.
     :return: Hypervolume of the analytic front.
@@ -89,6 +95,8 @@ def front_hypervolume(problem: str, points: int = 20_001) -> float:
 
 def run_study(sampler: BaseSampler, problem: str, trials: int, seed: int) -> list[tuple[float, float]]:
     """
+    Let one sampler work on one problem.
+
     :param sampler: The sampler.
     :param problem: A key of :data:`PROBLEMS`.
     :param trials: How many.
@@ -108,6 +116,8 @@ def run_study(sampler: BaseSampler, problem: str, trials: int, seed: int) -> lis
 
 def compare(samplers: Sequence[str], budgets: Sequence[int], seeds: int) -> list[dict[str, object]]:
     """
+    Measure samplers on both problems.
+
     :param samplers: Keys of :data:`SAMPLERS`.
     :param budgets: Numbers of trials.
     :param seeds: Studies of each sampler and problem.

@@ -19,6 +19,8 @@ from sb3_sparse.engine.native import processor
 @dataclass(frozen=True)
 class Timing:
     """
+    What was measured of one variant.
+
     :param seconds: Median time of one call.
     :param ratio: Median over rounds of this variant's time divided by the reference's time in the same round.
     :param low: Lower quartile of that ratio.

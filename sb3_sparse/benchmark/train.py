@@ -32,6 +32,8 @@ _EVALUATION_SEED = 10_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
+    Declare the arguments of ``train``.
+
     :param parser: Parser of the ``train`` sub-command.
     """
     parser.add_argument("--algo", choices=["td3", "sac"], default="td3")
@@ -70,6 +72,8 @@ class Variant:
 
     def make(self, arguments: argparse.Namespace, seed: int, total: int) -> tuple[OffPolicyAlgorithm, BaseCallback | None]:
         """
+        Make a model of this variant.
+
         :param arguments: Parsed by :func:`add_arguments`.
         :param seed: Of everything.
         :param total: Environment steps of the whole training, which is made of many short ``learn()``.
@@ -101,6 +105,8 @@ class Variant:
 
 def speeds(arguments: argparse.Namespace, variants: dict[str, Variant]) -> list[dict[str, Any]]:
     """
+    Environment steps per second of every variant, in turns.
+
     :param arguments: Parsed by :func:`add_arguments`.
     :param variants: What is measured, by name; ``"stock"`` is among them.
     :return: A row for each variant: medians of environment steps per second, and of the ratio to the stock policy's.
@@ -126,6 +132,8 @@ def speeds(arguments: argparse.Namespace, variants: dict[str, Variant]) -> list[
 
 def times_to_return(arguments: argparse.Namespace, variants: dict[str, Variant]) -> list[dict[str, Any]]:
     """
+    Steps and seconds until a return is reached, of every variant, in turns.
+
     :param arguments: Parsed by :func:`add_arguments`.
     :param variants: What is measured, by name; ``"stock"`` is among them.
     :return: A row for each seed and variant: environment steps and seconds of ``learn()`` until the first evaluation that

@@ -40,6 +40,8 @@ class Encoding(ABC):
     @abstractmethod
     def size(self, mask: Mask) -> int | None:
         """
+        Bytes of a mask's indices.
+
         :param mask: Bool matrix.
         :return: Bytes that :meth:`encode` makes of it, or None if this encoding cannot hold it.
         """
@@ -47,6 +49,8 @@ class Encoding(ABC):
     @abstractmethod
     def encode(self, mask: Mask) -> bytes:
         """
+        Write a mask's indices.
+
         :param mask: Bool matrix that this encoding can hold.
         :return: The bytes.
         """
@@ -54,6 +58,8 @@ class Encoding(ABC):
     @abstractmethod
     def decode(self, data: bytes, shape: tuple[int, int]) -> Mask:
         """
+        Read a mask's indices back.
+
         :param data: What :meth:`encode` made.
         :param shape: Shape of the matrix.
         :return: The mask.
@@ -227,6 +233,8 @@ class Blocks(Encoding):
 
 def value_bytes(n_values: int, bits: int) -> int:
     """
+    Bytes of the values themselves.
+
     :param n_values: Number of values.
     :param bits: Bits each.
     :return: Bytes when they are packed bit by bit, rounded up.
@@ -236,6 +244,8 @@ def value_bytes(n_values: int, bits: int) -> int:
 
 def candidates(mask: Mask, pattern: Pattern) -> list[Encoding]:
     """
+    The encodings that come into question for a mask.
+
     :param mask: Bool matrix.
     :param pattern: Its pattern.
     :return: The encodings that may hold it, simplest first.

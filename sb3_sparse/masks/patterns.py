@@ -81,6 +81,8 @@ class Pattern(ABC):
 
     def impossible(self, shape: Sequence[int]) -> str | None:
         """
+        Say why a weight cannot have this pattern.
+
         :param shape: Shape of a weight.
         :return: Why a weight of that shape cannot be pruned in this pattern, or None if it can.
         """
@@ -89,6 +91,8 @@ class Pattern(ABC):
     @abstractmethod
     def budget(self, shape: Sequence[int], n_active: float) -> Budget:
         """
+        The legal budget nearest to a number of positions.
+
         :param shape: Shape of a weight.
         :param n_active: How many positions one would like to keep.
         :return: The legal budget nearest to it that keeps at least one position; with blocks, nearest in every size class.
@@ -97,6 +101,8 @@ class Pattern(ABC):
     @abstractmethod
     def n_active(self, shape: Sequence[int], budget: Budget) -> int:
         """
+        Count the positions of a budget.
+
         :param shape: Shape of a weight.
         :param budget: A budget for that shape.
         :return: How many positions a mask of that budget has, exactly.
@@ -115,6 +121,8 @@ class Pattern(ABC):
     @abstractmethod
     def budget_of(self, mask: th.Tensor) -> Budget:
         """
+        The budget of a mask.
+
         :param mask: Boolean mask that obeys the pattern.
         :return: The budget it was chosen with.
         """
@@ -122,6 +130,8 @@ class Pattern(ABC):
     @abstractmethod
     def is_legal(self, mask: th.Tensor) -> bool:
         """
+        Check whether a mask obeys the pattern.
+
         :param mask: Boolean mask of a weight's shape.
         :return: Whether it obeys the pattern. An all-True mask (a layer that is dense as yet) always does.
         """
@@ -138,6 +148,8 @@ class Pattern(ABC):
 
     def from_pieces(self, kept: th.Tensor, shape: Sequence[int]) -> th.Tensor:
         """
+        Join the pieces of a mask again.
+
         :param kept: Bool, which of the :meth:`pieces` exist.
         :param shape: Shape of the weight.
         :return: The mask.

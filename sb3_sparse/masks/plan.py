@@ -62,6 +62,8 @@ class LayerPlan:
 
 def match_names(known: Sequence[str], name: str, argument: str) -> list[str]:
     """
+    Resolve a layer's name or shell pattern.
+
     :param known: Names of layers.
     :param name: A layer name or a shell pattern of names.
     :param argument: The argument the name came in, for the message.
@@ -78,6 +80,8 @@ def select_layers(
     layers: Sequence[LayerInfo], names: str | Sequence[str], argument: str, *, others: Sequence[str] = ()
 ) -> set[str]:
     """
+    Resolve a choice of layers: ``"first"``, ``"last"``, names and shell patterns.
+
     :param layers: All prunable layers.
     :param names: ``"first"``, ``"last"``, a layer name or shell pattern, or a list of these.
     :param argument: The argument they came in, for messages.
@@ -237,6 +241,8 @@ def refuse_growth(
 
 def refuse_layer_growth(plan: LayerPlan, present: Budget, n_active: int) -> None:
     """
+    Refuse to give a layer more positions than it has.
+
     :param plan: What a layer shall become.
     :param present: Budget of the mask it has.
     :param n_active: Positions of that mask.

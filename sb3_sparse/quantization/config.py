@@ -63,6 +63,8 @@ class QuantizationConfig:
 
     def make_quantizer(self, layer: nn.Module, name: str, *, sees_observation: bool) -> Quantizer:
         """
+        Make the quantizer of a layer.
+
         :param layer: A sparse layer.
         :param name: Its name, for messages.
         :param sees_observation: Whether its inputs are the observation.

@@ -198,6 +198,8 @@ class Quantizer(nn.Module):
 
     def same_settings(self, other: Quantizer) -> bool:
         """
+        Compare with another quantizer.
+
         :param other: Another quantizer.
         :return: Whether it was made with the same arguments.
         """
@@ -243,6 +245,8 @@ class Quantizer(nn.Module):
 
     def input_parameters(self) -> tuple[th.Tensor, th.Tensor]:
         """
+        Scale and zero point of the inputs, from their range.
+
         :return: Scale and zero point of the inputs, float32 scalars.
         """
         assert self.input_bits is not None
@@ -250,6 +254,8 @@ class Quantizer(nn.Module):
 
     def dequantized(self, weight: th.Tensor) -> th.Tensor:
         """
+        Round weights to the grid of the quantized ones.
+
         :param weight: A layer's weights.
         :return: What they are once quantized, ``q * s``, float32, same shape.
         """

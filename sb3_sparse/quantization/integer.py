@@ -26,6 +26,8 @@ INT32_LIMIT = 2**31 - 1
 
 def weight_limit(bits: int) -> int:
     """
+    Largest magnitude of a quantized weight.
+
     :param bits: Bits of a weight, 2 to 8.
     :return: Largest magnitude of a quantized weight, ``2**(bits - 1) - 1``: the range is symmetric.
     """
@@ -34,6 +36,8 @@ def weight_limit(bits: int) -> int:
 
 def activation_limit(bits: int) -> int:
     """
+    Largest quantized input.
+
     :param bits: Bits of an activation, 2 to 8, or 16.
     :return: Largest quantized activation, ``2**bits - 1``; the smallest is 0.
     """
@@ -42,6 +46,8 @@ def activation_limit(bits: int) -> int:
 
 def accumulator_limit(fan_in: int, weight_bits: int, input_bits: int) -> int:
     """
+    Largest magnitude that a sum of products can reach.
+
     :param fan_in: Products that are added up in one output.
     :param weight_bits: Bits of a weight.
     :param input_bits: Bits of an input.
@@ -83,6 +89,8 @@ def quantize_weights(weight: NDArray[np.float32], scales: NDArray[np.float32], b
 
 def dequantize_weights(quantized: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
     """
+    Turn integer weights back into numbers.
+
     :param quantized: Int8 ``[out, ...]``.
     :param scales: Scales, float32 ``[out]``.
     :return: ``q * s``, float32.
@@ -129,6 +137,8 @@ def quantize_activations(
 
 def dequantize_activations(quantized: NDArray, scale: np.float32, zero_point: int) -> NDArray[np.float32]:
     """
+    Turn integer inputs back into numbers.
+
     :param quantized: Uint8 or uint16.
     :param scale: Scale.
     :param zero_point: Zero point.
@@ -202,6 +212,8 @@ class IntegerLayer:
 
     def quantize_input(self, inputs: NDArray[np.float32]) -> NDArray[np.uint8] | NDArray[np.uint16]:
         """
+        Turn the layer's input into integers.
+
         :param inputs: Float32 ``[n, in]``, or ``[n, in, height, width]``.
         :return: Quantized, same shape.
         """

@@ -14,6 +14,8 @@ FORMATS = ("png", "svg")
 
 def figure_files(output: str | Path) -> dict[str, Path]:
     """
+    The files that a figure is written to.
+
     :param output: Name of the figure, with or without one of :data:`FORMATS`.
     :return: File by format.
     :raises ValueError: If its folder does not exist.
@@ -66,6 +68,8 @@ def write_figure(
 
 def position(sparsity: float) -> float:
     """
+    Place of a sparsity on a logarithmic axis.
+
     :param sparsity: In [0, 1).
     :return: Place on the axis, -log10(density): 0, 90 % and 99 % lie one unit apart.
     """

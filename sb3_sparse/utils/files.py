@@ -31,6 +31,8 @@ def replacing(file: Path) -> Iterator[Path]:
 
 def write_text(file: Path, text: str) -> Path:
     """
+    Write a text file, whole or not at all.
+
     :param file: Where to; what is there is replaced as a whole.
     :param text: What.
     :return: The file.

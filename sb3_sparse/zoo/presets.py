@@ -28,6 +28,8 @@ _ENVIRONMENT_KEYS = ("env_wrapper", "frame_stack", "n_envs", "normalize", "vec_e
 
 def presets_folder() -> Path:
     """
+    The folder of all presets.
+
     :return: The folder of all presets: inside the package when installed, beside it in a checkout.
     """
     package = Path(__file__).parents[1]
@@ -61,6 +63,8 @@ def preset_file(method: str, algo: str) -> Path:
 
 def find_class(name: str) -> Any:
     """
+    Import a class by its dotted path.
+
     :param name: Dotted path of a class, e.g. ``"sb3_sparse.RigL"``.
     :return: The class.
     :raises ValueError: If there is none.
@@ -74,6 +78,8 @@ def find_class(name: str) -> Any:
 
 def callback_entries(written: Any) -> list[tuple[Any, dict[str, Any]]]:
     """
+    Read rl-zoo3's ``callback`` entry.
+
     :param written: The ``callback`` of an rl-zoo3 configuration: None, a dotted name, a map from a dotted name to keyword
         arguments, or a list of these.
     :return: Name and keyword arguments of each. Names are returned as they are, whatever they are.
@@ -110,6 +116,8 @@ def _make_action_noise(env: str, noise_type: str, std: float) -> NormalActionNoi
 
 def section_key(sections: Mapping[str, Any], env: str) -> str | None:
     """
+    Find the section that rl-zoo3 takes for an environment.
+
     :param sections: What a configuration file of rl-zoo3's holds, by environment.
     :param env: Id of an environment.
     :return: The section that rl-zoo3 takes: its own, else ``atari`` for Atari games and ``default`` for all others; None if
@@ -146,6 +154,8 @@ def preset_entry(method: str, algo: str, env: str) -> dict[str, Any]:
 
 def preset_arguments(entry: Mapping[str, Any], env: str) -> dict[str, Any]:
     """
+    Turn a preset's entry into arguments of the algorithm.
+
     :param entry: What :func:`preset_entry` gave.
     :param env: Id of the environment.
     :return: As of :func:`preset`.
