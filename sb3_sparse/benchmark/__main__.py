@@ -1,4 +1,4 @@
-"""``python -m sb3_sparse.benchmark step|kernels|train|overhead|compression|samplers``: see each sub-command's ``-h``."""
+"""``python -m sb3_sparse.benchmark step|kernels|learn|overhead|compression|samplers``: see each sub-command's ``-h``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from sb3_sparse.benchmark import compression, kernels, overhead, samplers, step, train
 from sb3_sparse.utils.command_line import Refusal
+
+#: Names of a sub-command other than its module's, the present one first.
+NAMES = {"train": ["learn", "train"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,7 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }
     for module, text in helps.items():
-        command = commands.add_parser(module.__name__.rsplit(".", 1)[1], help=text)
+        name = module.__name__.rsplit(".", 1)[1]
+        command = commands.add_parser(*NAMES.get(name, [name])[:1], aliases=NAMES.get(name, [name])[1:], help=text)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
     parsed = parser.parse_args(arguments)

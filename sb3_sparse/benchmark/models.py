@@ -57,15 +57,26 @@ def make_model(
         seed=seed,
         device="cpu",
     )
+    fill(model, seed)
+    th.manual_seed(seed)
+    return model
+
+
+def fill(model: OffPolicyAlgorithm, seed: int) -> None:
+    """
+    Fill a model's replay buffer with random transitions, and silence its logger.
+
+    :param model: An off-policy model on :class:`SyntheticEnv`.
+    :param seed: Seed of the data.
+    """
     model.set_logger(Logger(None, []))
-    buffer, rng = model.replay_buffer, np.random.default_rng(seed)
+    buffer: Any = model.replay_buffer
+    rng = np.random.default_rng(seed)
     buffer.observations[:] = rng.uniform(-1, 1, buffer.observations.shape)
     buffer.next_observations[:] = rng.uniform(-1, 1, buffer.next_observations.shape)
-    if algorithm is DQN:
+    if isinstance(model.action_space, spaces.Discrete):
         buffer.actions[:] = rng.integers(N_ACTIONS, size=buffer.actions.shape)
     else:
         buffer.actions[:] = rng.uniform(-1, 1, buffer.actions.shape)
     buffer.rewards[:] = rng.uniform(0, 1, buffer.rewards.shape)
     buffer.full = True
-    th.manual_seed(seed)
-    return model

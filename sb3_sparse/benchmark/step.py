@@ -21,6 +21,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS, make_model
+from sb3_sparse.benchmark.sbx import AGAINST, make_sbx_model, require_sbx, step_by_step
 from sb3_sparse.benchmark.timing import Timing, interleave
 from sb3_sparse.engine import native
 
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--masked", action="store_true", help="also masks over dense tensors, at each sparsity")
     parser.add_argument("--breakdown", action="store_true", help="where the time of a step goes")
+    parser.add_argument("--against", choices=AGAINST, help="another library beside stock: SBX, which is dense and compiled")
     parser.add_argument("--json", action="store_true")
 
 
@@ -104,7 +106,13 @@ def _model(algo: str, widths: list[int], name: str, kwargs: dict[str, Any] | Non
 
 
 def measure(
-    algo: str, widths: list[int], kwargs: dict[str, dict[str, Any] | None], *, batch: int, rounds: int
+    algo: str,
+    widths: list[int],
+    kwargs: dict[str, dict[str, Any] | None],
+    *,
+    batch: int,
+    rounds: int,
+    against: str | None = None,
 ) -> tuple[dict[str, Timing], dict[str, OffPolicyAlgorithm]]:
     """
     :param algo: ``"td3"``, ``"sac"`` or ``"dqn"``.
@@ -112,6 +120,7 @@ def measure(
     :param kwargs: See :func:`variants`.
     :param batch: Samples per gradient step.
     :param rounds: Timings of each variant.
+    :param against: A name of :data:`sb3_sparse.benchmark.sbx.AGAINST`: measured too, under that name.
     :return: Timing of one gradient step by variant, and the models.
     """
     models = {name: _model(algo, widths, name, value, batch) for name, value in kwargs.items()}
@@ -119,9 +128,10 @@ def measure(
     models["stock"].train(4, batch)
     # An even number: TD3's actor has every second step
     steps = 2 * max(1, round(_SECONDS_PER_ROUND / (time.perf_counter() - start) * 2))
-    timings = interleave(
-        {name: partial(model.train, steps, batch) for name, model in models.items()}, "stock", rounds=rounds, calls=1
-    )
+    calls: dict[str, Callable[[], object]] = {name: partial(model.train, steps, batch) for name, model in models.items()}
+    if against is not None:
+        calls[against] = partial(step_by_step, make_sbx_model(algo, widths, batch_size=batch), steps, batch)
+    timings = interleave(calls, "stock", rounds=rounds, calls=1)
     per_step = {
         name: Timing(timing.seconds / steps, timing.ratio, timing.low, timing.high) for name, timing in timings.items()
     }
@@ -183,13 +193,17 @@ def run(arguments: argparse.Namespace) -> None:
 
     :param arguments: Parsed by :func:`add_arguments`.
     """
+    if arguments.against is not None:
+        require_sbx(arguments.threads)
     kwargs = variants(arguments.sparsity, arguments.pattern, masked=arguments.masked)
     rows, parts = [], []
     for threads in arguments.threads:
         th.set_num_threads(threads)
         for algo in arguments.algo:
             for widths in arguments.net:
-                timings, models = measure(algo, widths, kwargs, batch=arguments.batch, rounds=arguments.rounds)
+                timings, models = measure(
+                    algo, widths, kwargs, batch=arguments.batch, rounds=arguments.rounds, against=arguments.against
+                )
                 best = timings["best dense"]
                 name_of_net = ",".join(map(str, widths))
                 for name, timing in timings.items():
@@ -199,7 +213,7 @@ def run(arguments: argparse.Namespace) -> None:
                     row["quartiles"] = f"{1 / timing.high:.2f}-{1 / timing.low:.2f}"
                     row["x best dense"] = best.seconds / timing.seconds
                     rows.append(row)
-                    if arguments.breakdown:
+                    if arguments.breakdown and name in models:
                         found = breakdown(models[name], arguments.batch)
                         parts.append(
                             {**dict(list(row.items())[:4]), **{f"{part} (us)": value for part, value in found.items()}}

@@ -18,6 +18,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.benchmark.arguments import continuous_env, net_arch, positive, seed_number, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS
+from sb3_sparse.benchmark.sbx import AGAINST, require_sbx, sbx_class
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
 
@@ -55,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=positive, default=10, help="episodes of each evaluation, one after every turn")
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0], help="seeds of the trainings")
     parser.add_argument("--learning-starts", type=positive, help="random steps at the beginning; one batch if left out")
+    parser.add_argument("--against", choices=AGAINST, help="another library beside stock: SBX, which is dense and compiled")
     parser.add_argument("--json", action="store_true")
 
 
@@ -65,10 +67,12 @@ class Variant:
 
     :param policy_kwargs: Keyword arguments of the sparse policy; None for the stock policy.
     :param updater: A key of :data:`UPDATERS`.
+    :param library: A name of :data:`sb3_sparse.benchmark.sbx.AGAINST`; None for Stable-Baselines3.
     """
 
     policy_kwargs: dict[str, Any] | None = None
     updater: str = "static"
+    library: str | None = None
 
     def make(self, arguments: argparse.Namespace, seed: int, total: int) -> tuple[OffPolicyAlgorithm, BaseCallback | None]:
         """
@@ -79,7 +83,7 @@ class Variant:
         :param total: Environment steps of the whole training, which is made of many short ``learn()``.
         :return: A model that nothing is trained of yet, and the callback that it is trained with.
         """
-        algorithm: Any = ALGORITHMS[arguments.algo]
+        algorithm: Any = ALGORITHMS[arguments.algo] if self.library is None else sbx_class(arguments.algo)
         env = make_vec_env(arguments.env, seed=seed)
         n_actions = int(np.prod(env.action_space.shape))  # type: ignore[arg-type]
         model = algorithm(
@@ -184,6 +188,9 @@ def run(arguments: argparse.Namespace) -> None:
     th.set_num_threads(arguments.threads)
     engine = "native" if native.available() else "torch"
     variants = {"stock": Variant()}
+    if arguments.against is not None:
+        require_sbx([arguments.threads])
+        variants[arguments.against] = Variant(library=arguments.against)
     for value in arguments.sparsity:
         for updater in arguments.updater:
             variants[f"{value:g} {updater}"] = Variant(dict(sparsity=value, engine=engine), updater)

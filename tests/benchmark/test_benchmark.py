@@ -2,10 +2,11 @@
 
 import argparse
 import json
+import sys
 
 import pytest
 
-from sb3_sparse.benchmark import step, train
+from sb3_sparse.benchmark import sbx, step, train
 from sb3_sparse.benchmark.__main__ import main
 from sb3_sparse.benchmark.models import ALGORITHMS, make_model
 from sb3_sparse.benchmark.timing import interleave
@@ -124,6 +125,10 @@ def test_masks_change_through_all_turns_of_a_training():
         (["samplers", "--trials", "0"], "an integer from 1 is needed, not '0'"),
         (["step", "--net", "256,0"], "hidden widths look like 256,256, not '256,0'"),
         (["nothing"], "invalid choice: 'nothing'"),
+        (
+            ["step", "--against", "sbx", "--threads", "1", "2"],
+            "`--against sbx` measures one number of threads per process, got [1, 2]",
+        ),
     ],
 )
 @needs_kernels
@@ -136,3 +141,23 @@ def test_mistakes_are_answered_before_anything_is_measured(arguments, message, c
     assert printed.out == ""
     assert message in printed.err
     assert "Traceback" not in printed.err
+
+
+@pytest.mark.parametrize("command", ["step", "learn"])
+def test_another_library_that_is_not_there(command, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sbx", None)
+    monkeypatch.setenv("XLA_FLAGS", "")
+    with pytest.raises(SystemExit, match=r"needs SBX .*pip install 'sb3-sparse\[sbx\]'") as error:
+        main([command, "--against", "sbx"])
+    assert error.value.code == 2
+
+
+def test_against_sbx(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", sbx._ONE_THREAD)  # read when JAX is imported
+    pytest.importorskip("sbx")
+    monkeypatch.setattr(step, "_SECONDS_PER_ROUND", 0.01)
+    options = ["--net", "16,16", "--batch", "8", "--rounds", "2", "--sparsity", "0.5", "--against", "sbx"]
+    (rows,) = tables(capsys, "step", "--algo", "td3", "sac", "dqn", *options)
+    assert [row["variant"] for row in rows] == ["stock", "best dense", "0.5", "sbx"] * 3
+    (rows,) = tables(capsys, "learn", "--env", "Pendulum-v1", "--net", "16", "--steps", "20", "--batch", "8", *options[4:])
+    assert [row["variant"] for row in rows] == ["stock", "sbx", "0.5 static"]
