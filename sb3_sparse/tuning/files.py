@@ -1,83 +1,15 @@
-"""rl-zoo3's configuration files: reading one environment's section as rl-zoo3 does, and writing one."""
+"""Writing rl-zoo3's configuration files; :mod:`sb3_sparse.zoo.sections` reads them."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sb3_sparse.tuning.merge import plain
 from sb3_sparse.utils.files import write_text
-from sb3_sparse.zoo.presets import section_key
+from sb3_sparse.zoo.sections import as_yaml, read_section, zoo_configuration
 
-
-def zoo_configuration(algo: str) -> str:
-    """
-    :param algo: rl-zoo3's name of an algorithm.
-    :return: Path of the configuration file that rl-zoo3 takes if none is named.
-    """
-    import rl_zoo3
-
-    package = Path(rl_zoo3.__file__).parent
-    folder = package if (package / "hyperparams").is_dir() else package.parent
-    return str(folder / "hyperparams" / f"{algo}.yml")
-
-
-def _load(configuration: str) -> Mapping[str, Any]:
-    if configuration.endswith((".yml", ".yaml")):
-        try:
-            sections = yaml.safe_load(Path(configuration).read_text())
-        except yaml.YAMLError as error:
-            raise ValueError(f"`conf-file` {configuration} is not YAML: {error}") from error
-        if not isinstance(sections, dict):
-            raise ValueError(f"`conf-file` {configuration} has no sections of environments")
-        return sections
-    if configuration.endswith(".py"):
-        variables: dict[str, Any] = {}
-        exec(Path(configuration).read_text(), variables)
-        return variables["hyperparams"]
-    # rl-zoo3 takes apart what it imports, so this is another copy of the module
-    spec = importlib.util.find_spec(configuration)
-    if spec is None or spec.loader is None:
-        raise FileNotFoundError(f"`conf-file` {configuration!r} is neither a file (.yml, .yaml, .py) nor an importable module")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.hyperparams
-
-
-def read_section(configuration: str, env: str) -> dict[str, Any]:
-    """
-    What a configuration says of an environment, as rl-zoo3 finds it.
-
-    :param configuration: Path of a YAML or Python file, or name of a Python module.
-    :param env: Id of the environment. One that is not listed gets ``atari`` if it is an Atari game, else ``default``.
-    :return: A copy of the section.
-    :raises FileNotFoundError: If there is no such configuration.
-    :raises ValueError: If it is no YAML, or has nothing for the environment; the message lists what it has.
-    """
-    sections = _load(configuration)
-    key = section_key(sections, env)
-    if key is None:
-        raise ValueError(f"`conf-file` {configuration} has no section for {env!r}; it has: {', '.join(map(str, sections))}")
-    return plain(sections[key])
-
-
-def as_yaml(env: str, section: Mapping[str, Any]) -> str:
-    """
-    :param env: Id of the environment.
-    :param section: Its section.
-    :return: Text of a configuration file that holds it and nothing else.
-    :raises ValueError: If an entry is nothing that YAML can hold.
-    """
-    for name, value in section.items():
-        try:
-            yaml.safe_dump(plain(value))
-        except yaml.YAMLError as error:
-            raise ValueError(f"`{name}`={value!r} cannot be written to a YAML file: write it as rl-zoo3's do") from error
-    return yaml.safe_dump({env: plain(section)}, sort_keys=False, width=120)
+__all__ = ["as_yaml", "read_section", "write_section", "zoo_configuration"]
 
 
 def write_section(file: Path, env: str, section: Mapping[str, Any]) -> None:

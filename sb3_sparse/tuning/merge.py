@@ -15,21 +15,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_sparse.policies.algorithms import SPARSE_POLICIES
 from sb3_sparse.policies.base import SparsePolicyMixin
 from sb3_sparse.zoo.presets import callback_entries, find_class
+from sb3_sparse.zoo.sections import plain
 
 #: Entries that rl-zoo3 evaluates if they are strings.
 EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
-
-
-def plain(value: Any) -> Any:
-    """
-    :param value: Anything a YAML file can hold, or else.
-    :return: A copy without shared parts, maps as dicts.
-    """
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item) for item in value]
-    return value
 
 
 def _is_plain(value: Any) -> bool:

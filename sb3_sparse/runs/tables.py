@@ -1,0 +1,66 @@
+"""Tables as Markdown and CSV; what is not known is empty."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sb3_sparse.runs.statistics import FEW_SEEDS
+
+
+def is_nan(value: Any) -> bool:
+    """
+    :param value: Anything.
+    :return: Whether it is the number that is none.
+    """
+    return isinstance(value, float) and math.isnan(value)
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], last: str = "") -> str:
+    """
+    :param rows: By column.
+    :param last: Columns whose names begin with this stand last.
+    :return: CSV with a header, columns in order of appearance; what a row lacks is empty.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    names.sort(key=lambda name: bool(last) and name.startswith(last))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, names, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows({name: "" if is_nan(value) else value for name, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """
+    :param header: Names of the columns.
+    :param rows: Cells; the first column is left-aligned, all others right.
+    :return: A Markdown table.
+    """
+    align = ["---" if index == 0 else "---:" for index in range(len(header))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows)) + "\n"
+
+
+def interval(low: float, high: float, digits: int = 1) -> str:
+    """
+    :param low: Lower end.
+    :param high: Upper end.
+    :param digits: After the point.
+    :return: Both, or a dash where nothing is known.
+    """
+    return "-" if math.isnan(low) or math.isnan(high) else f"{low:,.{digits}f} to {high:,.{digits}f}"
+
+
+def seeds(n: int, n_failed: int = 0) -> str:
+    """
+    :param n: Trainings that a number comes from.
+    :param n_failed: Trainings that failed besides.
+    :return: Both, with a word where they are few.
+    """
+    notes = ["few"] if n < FEW_SEEDS else []
+    if n_failed:
+        notes.append(f"{n_failed} of {n + n_failed} failed")
+    return f"{n} ({', '.join(notes)})" if notes else str(n)
