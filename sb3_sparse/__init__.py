@@ -53,7 +53,7 @@ __all__ = [
 #: Names that stood here before: configurations of rl-zoo3 and saved models have them.
 _MOVED = {
     "SparsityReport": "analysis.report",
-    "TopologyEvent": "callbacks.base",
+    "TopologyEvent": "callbacks.events",
     "integer_arithmetic": "nn.integer_layers",
     "integer_forward": "analysis.integer_forward",
     "register_policies": "policies",

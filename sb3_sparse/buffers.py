@@ -62,6 +62,8 @@ class DynamicNStepReplayBuffer(NStepReplayBuffer):
     _n_steps: int
     _window: int
     _max_window: int
+    #: The row that ``set_next_mean_actions`` announced; buffers that were saved before know nothing of it.
+    _next_actions: np.ndarray | None = None
 
     def __init__(
         self,
@@ -152,14 +154,16 @@ class DynamicNStepReplayBuffer(NStepReplayBuffer):
         """
         self._window -= require_integer("n_rows", n_rows, low=0, high=self._window)
 
-    def set_next_mean_actions(self, mean_actions: np.ndarray | None) -> None:
+    def set_next_mean_actions(self, mean_actions: np.ndarray | None, actions: np.ndarray | None = None) -> None:
         """
         Announce the actions without exploration noise of the row that is added next. A row that nobody announced gets the
         actions taken.
 
         :param mean_actions: ``[n_envs, action_dim]``, scaled as the actions; None takes an announcement back.
+        :param actions: The actions of that row, ``[n_envs, action_dim]``: should a row with others come instead (the training
+            was interrupted, and the announced row was never added), the announcement is forgotten. None: any row.
         """
-        self._next_mean_actions = mean_actions
+        self._next_mean_actions, self._next_actions = mean_actions, actions
 
     def add(
         self,
@@ -189,12 +193,15 @@ class DynamicNStepReplayBuffer(NStepReplayBuffer):
             # without being consecutive, which stock n-step returns overlook
             moved = (self.observations[row] != self.next_observations[previous]).reshape(self.n_envs, -1).any(axis=1)
             self.timeouts[previous, moved & (self.dones[previous] == 0)] = 1
+        announced = self._next_actions
+        if announced is not None and announced is not action and not np.array_equal(announced, action):
+            self._next_mean_actions = None
         if self._next_mean_actions is not None and self.mean_actions is None:
             self.mean_actions = self.actions.astype(np.float32)
         if self.mean_actions is not None:
             mean_actions = self.actions[row] if self._next_mean_actions is None else self._next_mean_actions
             self.mean_actions[row] = np.reshape(mean_actions, (self.n_envs, self.action_dim))
-        self._next_mean_actions = None
+        self.set_next_mean_actions(None)
 
     def sample(self, batch_size: int, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
@@ -279,4 +286,4 @@ class DynamicNStepReplayBuffer(NStepReplayBuffer):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"step_bonus": None, "_next_mean_actions": None}
+        return self.__dict__ | {"step_bonus": None, "_next_mean_actions": None, "_next_actions": None}

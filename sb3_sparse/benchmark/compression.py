@@ -143,7 +143,7 @@ class Experiment:
                     final = dict.fromkeys(kwargs["final_sparsity"], sparsity)
                     callbacks.append({name: {**kwargs, "final_sparsity": final}})
             elif name.endswith(".QuantizationAware"):
-                callbacks.append({name: {**kwargs, "begin": self.steps}})
+                callbacks.append({name: {**kwargs, "start": self.steps}})
         return callbacks
 
     def _make_env(self, seed: int) -> Any:

@@ -1,224 +1,200 @@
 """
-What all callbacks that change masks while a network trains share: the clock, the binding to networks, the log.
+What all callbacks that change masks while a network trains share.
 
 They act inside ``train()``, in step with each network's own optimizer: a callback of Stable-Baselines3 is only called per
-environment step, so all it does itself is to bind an updater to the policy's sparsifier and to log what happened.
+environment step, so all it does itself is to start an updater in the policy's sparsifier and to log what happened.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
 
+from sb3_sparse.callbacks.clock import Clock
+from sb3_sparse.callbacks.events import TopologyEvent
+from sb3_sparse.callbacks.finite import ON_NONFINITE, check_environment, looks_finite, refuse_nonfinite
+from sb3_sparse.callbacks.training import TrainingCallback
+from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.nn.sparsifier import Sparsifier
+from sb3_sparse.nn.updater_state import NetworkState, PerLayer, Scalar
 from sb3_sparse.policies.base import sparse_policy
-from sb3_sparse.utils.checks import require_choice, require_integer
+from sb3_sparse.utils.checks import require_choice
 
-UNITS = ("steps", "timesteps")
+StateT = TypeVar("StateT", bound=NetworkState)
 
 
-@dataclass(frozen=True)
-class TopologyEvent:
+class TopologyState(NetworkState):
+    """What every callback that changes masks remembers of a network."""
+
+    #: Ticks of the clock by the last update.
+    ticks_done = Scalar[int](th.int64, key="period")
+    #: Positions that have ever existed.
+    ever_active = PerLayer(th.bool)
+
+
+class TopologyCallback(TrainingCallback[TopologyEvent]):
     """
-    One update of one network.
+    An updater of masks. Subclasses say which layers they can change (:meth:`_can_change`), and how (:meth:`_update`).
 
-    :param network: Name of the network.
-    :param step: Step of the network's own optimizer at which it happened, counted from 1.
-    :param timestep: Environment step.
-    :param fraction: Drop fraction that was in force; of a mask refresh or of gradual pruning, the fraction of active weights
-        that were dropped.
-    :param n_dropped: Weights that existed before and do not now.
-    :param n_grown: Weights that exist now and did not before.
-    :param explored: Fraction of the network's prunable weights that have ever existed.
-    :param sparsity: Fraction of the network's prunable weights that do not exist now.
-    """
+    A layer that is frozen (``requires_grad_(False)``) keeps its mask as long as it is.
 
-    network: str
-    step: int
-    timestep: int
-    fraction: float
-    n_dropped: int
-    n_grown: int
-    explored: float
-    sparsity: float
-
-    @property
-    def divergence(self) -> int:
-        """Sparse architecture divergence (SAD; Zhou et al. 2021): positions at which the mask differs from the one before."""
-        return self.n_dropped + self.n_grown
-
-
-def check_moment(name: str, value: Any) -> None:
-    """
-    A moment of the training: None, a fraction of it, or environment steps.
-
-    :param name: Name of the argument.
-    :param value: Its value.
-    :raises ValueError: If it is neither None, nor a float in [0, 1], nor a non-negative integer.
-    """
-    is_fraction = isinstance(value, float) and 0 <= value <= 1
-    is_step = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if value is not None and not is_fraction and not is_step:
-        raise ValueError(
-            f"`{name}` must be None, a float in [0, 1] (fraction of the training) or an integer (environment steps), "
-            f"got {value!r}"
-        )
-
-
-class TopologyCallback(BaseCallback):
-    """
-    What all callbacks that change masks share: which networks, when, and the log.
-
-    :param every: Updates happen at every ``every``-th step of the network's own optimizer (a TD3 actor's steps are half as
-        many as its critic's), or with ``unit="timesteps"`` at the network's first optimizer step after every ``every``
-        environment steps.
-    :param start: No update before: a float is a fraction of the training, an integer environment steps. None: when
-        gradient steps begin (``learning_starts``).
-    :param stop: No update from then on, as ``start``. None: updates until the training ends; schedules run over it.
-    :param unit: ``"steps"`` or ``"timesteps"``.
+    :param clock: When updates happen.
     :param networks: A network's name or several; None for all that the callback can update.
+    :param on_nonfinite: ``"raise"``: stop the training at the step at which a network that is updated, an observation or a
+        reward is NaN or infinite. ``"ignore"``: go on; a layer with such weights or gradients keeps its mask.
     :param verbose: 1 prints every event.
-    :raises ValueError: For arguments out of range here; on training start for unknown networks, networks that have an
-        updater already, and a stop before the start.
+    :raises ValueError: For arguments out of range here; on training start for unknown networks, networks that have another
+        updater in this training, and a stop before the start.
     :raises TypeError: On training start, if the policy is not sparse.
     """
 
-    #: How its arguments `start` and `stop` are called in a callback, for errors.
-    _MOMENTS = ("start", "stop")
-
     def __init__(
         self,
-        every: int,
+        clock: Clock,
         *,
-        start: float | int | None = None,
-        stop: float | int | None = None,
-        unit: str = "steps",
         networks: str | Sequence[str] | None = None,
+        on_nonfinite: str = "raise",
         verbose: int = 0,
     ) -> None:
         super().__init__(verbose)
-        require_integer("every", every, low=1)
-        check_moment("start", start)
-        check_moment("stop", stop)
-        require_choice("unit", unit, UNITS)
-        if type(start) is type(stop) and start is not None and stop is not None and stop <= start:
-            raise ValueError(f"`stop`={stop!r} must be after `start`={start!r}")
-        self.every = every
-        self.start = start
-        self.stop = stop
-        self.unit = unit
+        self.clock = clock
         self.networks = [networks] if isinstance(networks, str) else networks
-        #: Every update of the present training, oldest first.
-        self.events: list[TopologyEvent] = []
-        self._bound: list[str] = []
+        self.on_nonfinite = require_choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
+        #: Networks that are updated in the present training, and the sparsifier they belong to.
+        self._updated: list[str] = []
+        self._updated_in: Sparsifier | None = None
+        #: How many states had been loaded when this callback last set up what it remembers.
+        self._n_loads = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy of the callback updates nothing until it is told of a training
+        return {**super().__getstate__(), "_updated": [], "_updated_in": None}
 
     @property
     def sparsifier(self) -> Sparsifier:
         """The sparsifier of the policy in training."""
         return sparse_policy(self.model).sparsifier
 
-    # --- The clock ---
+    # --- What a subclass says ---
 
-    def _timestep_of(self, moment: float | int | None, default: int) -> int:
-        if moment is None:
-            return default
-        return round(moment * self._total) if isinstance(moment, float) else moment
-
-    def progress(self) -> float:
-        """Progress from start to stop at the present environment step, in [0, 1]; drop schedules run over it."""
-        return min(max((self.model.num_timesteps - self._start) / (self._stop - self._start), 0.0), 1.0)
-
-    def _has_stopped(self) -> bool:
-        return self.stop is not None and self.model.num_timesteps >= self._stop
-
-    def _is_due(self, network: str, step: int) -> bool:
-        return self.model.num_timesteps >= self._start and not self._has_stopped() and self._on_cadence(network, step)
-
-    def _on_cadence(self, network: str, step: int) -> bool:
-        if self.unit == "steps":
-            return step % self.every == 0
-        return self._period > int(self._state(network, "period"))
-
-    @property
-    def _period(self) -> int:
-        return self.model.num_timesteps // self.every
-
-    def _state(self, network: str, key: str) -> th.Tensor:
-        value = self.sparsifier.updater_state.get(network, key)
-        assert value is not None
-        return value
-
-    # --- Binding ---
-
-    def _on_training_start(self) -> None:
-        sparsifier = self.sparsifier
-        self._total = self.model._total_timesteps
-        self._start = self._timestep_of(self.start, getattr(self.model, "learning_starts", 0))
-        self._stop = self._timestep_of(self.stop, self._total)
-        if self.start is None and self.stop is None:
-            # A training that ends before gradient steps begin is no mistake of the callback's
-            self._stop = max(self._stop, self._start + 1)
-        if self._stop <= self._start:
-            raise ValueError(
-                f"`{self._MOMENTS[1]}`={self.stop!r} (environment step {self._stop}) must be after "
-                f"`{self._MOMENTS[0]}`={self.start!r} (environment step {self._start}) in a training of {self._total} steps"
-            )
-        self._unbind()  # a training that was interrupted may have left its updaters
-        self.events.clear()
-        updatable = [name for name in sparsifier.networks if self._refusal(name) is None]
-        wanted = updatable if self.networks is None else self.networks
-        for network in wanted:
-            sparsifier.driver(network)
-            if (refusal := self._refusal(network)) is not None:
-                raise ValueError(f"{type(self).__name__} cannot update network {network!r}: {refusal}")
-        if not wanted:
-            refusals = "; ".join(f"{name}: {self._refusal(name)}" for name in sparsifier.networks)
-            raise ValueError(f"{type(self).__name__} has no network to update ({refusals})")
-        try:
-            for network in wanted:
-                self._prepare(network)
-                sparsifier.bind(network, self)
-                self._bound.append(network)
-        except ValueError:
-            self._unbind()
-            raise
-
-    def _on_training_end(self) -> None:
-        self._unbind()
-
-    def _unbind(self) -> None:
-        for network in self._bound:
-            self.sparsifier.unbind(network)
-        self._bound.clear()
-
-    def _prunable(self, network: str) -> list[str]:
-        """Layers of the network that have something to update: neither exempt nor full."""
-        sparsifier = self.sparsifier
-        return [
-            name
-            for name in sparsifier.networks[network]
-            if not sparsifier.plan[name].exempt and sparsifier.layers[name].mask_values is not None
-        ]
+    def _can_change(self, name: str) -> bool:
+        """Whether this callback can change the mask of a layer that is not in ``dense_layers``. Default: of a pruned one."""
+        return self.sparsifier.layers[name].mask_values is not None
 
     def _refusal(self, network: str) -> str | None:
         """Why the callback cannot update a network, or None if it can."""
-        return None if self._prunable(network) else "none of its layers is pruned"
+        return None if self._layers_of(network) else "none of its layers is pruned"
+
+    def _tensors(self, name: str) -> dict[str, th.Tensor | None]:
+        """What an update of a layer's mask is decided by, by what it is called."""
+        return {"weight": self.sparsifier.layers[name].weight}
+
+    @abstractmethod
+    def _update(self, network: str, step: int) -> float:
+        """Change the network's masks at a step of its optimizer; the drop fraction in force, for the log."""
+
+    # --- Life ---
+
+    def _on_training_start(self) -> None:
+        self._let_go()  # of a training that was interrupted, perhaps another model's
+        self.clock.set(self.model._total_timesteps, getattr(self.model, "learning_starts", 0))
+        super()._on_training_start()
+        self._start(self._choose_networks())
+
+    def _choose_networks(self) -> Sequence[str]:
+        sparsifier = self.sparsifier
+        if self.networks is None:
+            networks = [name for name in sparsifier.networks if self._refusal(name) is None]
+            if not networks:
+                refusals = "; ".join(f"{name}: {self._refusal(name)}" for name in sparsifier.networks)
+                raise ValueError(f"{type(self).__name__} has no network to update ({refusals})")
+            return networks
+        for network in self.networks:
+            sparsifier.optimizer_of(network)
+            if (refusal := self._refusal(network)) is not None:
+                raise ValueError(f"{type(self).__name__} cannot update network {network!r}: {refusal}")
+        return self.networks
+
+    def _start(self, networks: Sequence[str]) -> None:
+        self._updated_in, self._n_loads = self.sparsifier, self.sparsifier.updater_state.n_loads
+        try:
+            for network in networks:
+                self._prepare(network)
+                self._updated_in.start_updater(network, self)
+                self._updated.append(network)
+        except ValueError:
+            self._let_go()
+            raise
+
+    def _let_go(self) -> None:
+        """Stop updating, wherever this callback does."""
+        for network in self._updated:
+            assert self._updated_in is not None
+            self._updated_in.stop_updater(network, self)
+        self._updated, self._updated_in = [], None
+
+    def _on_return(self) -> None:
+        networks = self._updated
+        self._let_go()
+        for network in networks:
+            # Whoever was at work in a training inside this one is done
+            self.sparsifier.stop_updater(network)
+        self._start(networks)
+
+    def _on_step(self) -> bool:
+        super()._on_step()
+        if self.on_nonfinite == "raise":
+            check_environment(self.locals, self.num_timesteps)
+        return True
+
+    def _on_training_end(self) -> None:
+        self._let_go()
+        super()._on_training_end()
+
+    # --- State ---
+
+    def state(self, network: str) -> TopologyState:
+        """
+        :param network: Name of a network.
+        :return: What this callback remembers of it.
+        """
+        return self._state_as(TopologyState, network)
+
+    def _state_as(self, state: type[StateT], network: str) -> StateT:
+        return state(self.sparsifier.updater_state, network, self._layers(network))
+
+    def _layers(self, network: str) -> dict[str, SparseLayer]:
+        """All layers of a network by name."""
+        sparsifier = self.sparsifier
+        return {name: sparsifier.layers[name] for name in sparsifier.networks[network]}
 
     def _prepare(self, network: str) -> None:
-        """Set up the state of a network that does not have it yet."""
-        state = self.sparsifier.updater_state
-        for name in self.sparsifier.networks[network]:
-            if state.get(network, f"ever_active/{name}") is None:
-                state.set(network, f"ever_active/{name}", self.sparsifier.layers[name].weight_mask.clone())
-        period = state.get(network, "period")
-        if period is None or int(period) > self._period:  # a fresh start, or timesteps were reset
-            state.set(network, "period", th.tensor(self._period))
+        """Set up what is remembered of a network, as far as it is not there yet."""
+        state = self.state(network)
+        state.check()
+        for name, layer in state.layers.items():
+            if name not in state.ever_active:
+                state.ever_active[name] = layer.weight_mask.clone()
+        self._set_ticks(network)
 
-    # --- Acting ---
+    def _set_ticks(self, network: str) -> None:
+        """Say how many ticks are done when a training starts."""
+        state, ticks = self.state(network), self.clock.ticks(self.model.num_timesteps)
+        if state.ticks_done is None or state.ticks_done > ticks:  # a fresh start, or timesteps were reset
+            state.ticks_done = ticks
+
+    def _after_load(self) -> None:
+        """A policy that was loaded in mid-training has brought what was remembered in its file, or nothing."""
+        n_loads = self.sparsifier.updater_state.n_loads
+        if n_loads != self._n_loads:
+            self._n_loads = n_loads
+            for network in self._updated:
+                self._prepare(network)
+
+    # --- Acting, as the sparsifier's updater ---
 
     def wants_dense_gradient(self, network: str, step: int) -> bool:
         """Whether the gradients of pruned weights are needed at this step of the network's optimizer."""
@@ -226,51 +202,62 @@ class TopologyCallback(BaseCallback):
 
     def before_step(self, network: str, step: int) -> bool:
         """Called by the sparsifier before an optimizer step."""
+        self._after_load()
         return True
 
     def after_step(self, network: str, step: int) -> None:
         """Called by the sparsifier after an optimizer step."""
+        self._watch(network, step)
         if self._is_due(network, step):
             self._act(network, step)
 
-    def _act(self, network: str, step: int) -> None:
-        self._state(network, "period").fill_(self._period)
+    def _watch(self, network: str, step: int) -> None:
+        """Stop the training if the network has just become NaN or infinite."""
+        if self.on_nonfinite == "raise" and not looks_finite(self._layers(network)):
+            self._refuse_nonfinite(network, step)
+
+    def _refuse_nonfinite(self, network: str, step: int) -> None:
+        tensors: dict[tuple[str, str], th.Tensor | None] = {}
+        for name, layer in self._layers(network).items():
+            tensors |= {(name, "gradient"): layer.weight.grad, (name, "weight"): layer.weight, (name, "bias"): layer.bias}
+        refuse_nonfinite(network, step, tensors)
+
+    def _is_due(self, network: str, step: int) -> bool:
+        return self.clock.is_due(self.model.num_timesteps, step, self.state(network).ticks_done or 0)
+
+    def _layers_of(self, network: str) -> list[str]:
+        """Layers of the network that this callback can change: never those in ``dense_layers``."""
         sparsifier = self.sparsifier
-        before = {name: sparsifier.layers[name].weight_mask.clone() for name in sparsifier.networks[network]}
-        fraction = self._update(network)
+        return [name for name in sparsifier.networks[network] if not sparsifier.plan[name].exempt and self._can_change(name)]
+
+    def _layers_now(self, network: str, step: int) -> list[str]:
+        """Those of them that are changed at this update: not frozen ones, nor those decided by values that are not finite."""
+        names = [name for name in self._layers_of(network) if self.sparsifier.layers[name].weight.requires_grad]
+        if self.on_nonfinite == "raise":
+            for name in names:
+                tensors = {(name, what): values for what, values in self._tensors(name).items()}
+                refuse_nonfinite(network, step, tensors)
+            return names
+        return [
+            name
+            for name in names
+            if all(values is None or bool(values.isfinite().all()) for values in self._tensors(name).values())
+        ]
+
+    def _act(self, network: str, step: int) -> None:
+        state, sparsifier, timestep = self.state(network), self.sparsifier, self.model.num_timesteps
+        state.ticks_done = self.clock.ticks(timestep)
+        before = {name: layer.weight_mask.clone() for name, layer in state.layers.items()}
+        fraction = self._update(network, step)
         dropped = grown = explored = active = total = 0
         for name, old in before.items():
             new = sparsifier.layers[name].weight_mask
             dropped += int((old & ~new).sum())
             grown += int((new & ~old).sum())
-            ever_active = self._state(network, f"ever_active/{name}")
+            ever_active = state.ever_active[name]
             ever_active |= new
             explored += int(ever_active.sum())
             active += sparsifier.layers[name].n_active
             total += new.numel()
-        timestep, sparsity = self.model.num_timesteps, 1 - active / total
-        event = TopologyEvent(network, step, timestep, fraction, dropped, grown, explored / total, sparsity)
-        self.events.append(event)
-        self._log(event)
-
-    def _update(self, network: str) -> float:
-        """Change the network's masks; the drop fraction in force, for the log."""
-        raise NotImplementedError
-
-    def _log(self, event: TopologyEvent) -> None:
-        prefix = f"topology/{event.network}"
-        self.logger.record(f"{prefix}_dropped", event.n_dropped)
-        self.logger.record(f"{prefix}_grown", event.n_grown)
-        self.logger.record(f"{prefix}_divergence", event.divergence)
-        self.logger.record(f"{prefix}_explored", event.explored)
-        self.logger.record(f"{prefix}_fraction", event.fraction)
-        self.logger.record(f"{prefix}_sparsity", event.sparsity)
-        if self.verbose > 0:
-            print(event)
-
-    def _on_step(self) -> bool:
-        if self.unit == "timesteps":
-            # An environment step may have made an update due
-            for network in self._bound:
-                self.sparsifier.request_gradients(network)
-        return True
+        sparsity = 1 - active / total
+        self._log(TopologyEvent(network, step, timestep, fraction, dropped, grown, explored / total, sparsity))

@@ -7,30 +7,47 @@ from typing import Any
 
 import torch as th
 
-from sb3_sparse.callbacks.base import TopologyCallback, check_moment
+from sb3_sparse.callbacks.base import TopologyCallback, TopologyState
+from sb3_sparse.callbacks.clock import DividedClock
 from sb3_sparse.masks.config import SparsityConfig, check_sparsity
 from sb3_sparse.masks.distributions import apportion
 from sb3_sparse.masks.magnitude import SCOPES, check_scope, largest_of_layer, largest_of_network, rounding_of_network
 from sb3_sparse.masks.patterns import Budget, Unstructured
 from sb3_sparse.masks.plan import LayerPlan, make_plan, refuse_growth, refuse_layer_growth
 from sb3_sparse.masks.schedules import gradual
+from sb3_sparse.nn.updater_state import Numbers, Scalar
 from sb3_sparse.policies.base import sparse_policy
-from sb3_sparse.utils.checks import require_integer
+from sb3_sparse.utils.renamed import renamed_arguments
+
+
+class PruningState(TopologyState):
+    """What gradual pruning remembers of a network."""
+
+    #: Pruning steps that were made.
+    ticks_done = Scalar[int](th.int64, key="pruning_done")
+    #: Positions of every layer when the pruning began; empty until then.
+    initial = Numbers(key="pruning_initial")
+    #: Scope (its place in ``SCOPES``) and final numbers of positions: of the network, or of every layer.
+    goal = Numbers(key="pruning_goal")
+    #: Start, stop and number of updates.
+    schedule = Numbers(key="pruning_schedule")
 
 
 class GradualPruning(TopologyCallback):
     """
     Prune the weights of least magnitude in several steps, from the sparsity a network has to a final one.
 
-    At the k-th of ``updates`` equally spaced moments after ``begin`` the sparsity becomes
+    At the k-th of ``updates`` equally spaced moments after ``start`` the sparsity becomes
     ``s_f + (s_i - s_f) * (1 - k / updates)**3`` (Zhu and Gupta 2018), exactly: unstructured networks have
     ``round((1 - s) * weights)`` weights; N:M goes from M:M through the nearest K:M down to N:M; blocks fall in whole blocks. A
-    pruned weight never returns. Before ``begin`` nothing is touched: a policy made with ``sparsity=0`` trains
-    like the stock one, bit for bit. The last update is at ``end`` and gives the final plan; after it the masks are frozen.
+    pruned weight never returns. Before ``start`` nothing is touched: a policy made with ``sparsity=0`` trains
+    like the stock one, bit for bit. The last update is at ``stop`` and gives the final plan; after it the masks are frozen.
 
     Every network is pruned right after a step of its own optimizer, the first at or after the moment; where several moments
-    fall between two steps (on-policy algorithms, ``train_freq``) they are one update. What was due at ``end`` and met no step
-    any more is done when training ends.
+    fall between two steps (on-policy algorithms, ``train_freq``) they are one update. What was due at ``stop`` and met no step
+    any more is done when training ends. A layer that is frozen (``requires_grad_(False)``) keeps its mask, and makes up for
+    what it missed at the first update after that; the others go on to what the plan gives them, with the global scope to the
+    same sparsity among themselves.
 
     Progress is kept in the policy: a training that is saved, loaded and continued with the same arguments and
     ``reset_num_timesteps=False`` goes on as if it had not been interrupted.
@@ -38,8 +55,8 @@ class GradualPruning(TopologyCallback):
     :param final_sparsity: Fraction of zero weights in the end, in [0, 1): one number for every network that can be pruned, or
         a map from network to number, where networks that are not named are left alone. None: follows from the policy's N:M
         pattern or from an explicit distribution.
-    :param begin: A float is a fraction of the training (``learn()``'s total), an integer environment steps.
-    :param end: As ``begin``, after it.
+    :param start: A float is a fraction of the training (``learn()``'s total), an integer environment steps.
+    :param stop: As ``start``, after it.
     :param updates: Number of pruning steps, at least 1. The compression paper does not say its n; with 100 no step takes more
         than 3 % of the weights at once, and the selection costs nothing that can be noticed.
     :param scope: ``"layer"``: every layer has its share, by ``distribution``, and keeps its largest weights. ``"global"``:
@@ -47,31 +64,32 @@ class GradualPruning(TopologyCallback):
     :param distribution: How the final sparsity is spread over the layers, as in ``policy_kwargs``: ``"uniform"``, ``"er"``,
         ``"erk"`` or an explicit map, whose unnamed layers are left alone. None: the policy's own if it is a name, otherwise
         ``"erk"``, with N:M ``"uniform"``.
+    :param on_nonfinite: ``"raise"``: stop the training, with a :class:`~sb3_sparse.callbacks.finite.NonFiniteError`, at the
+        step at which weights, gradients, observations or rewards are NaN or infinite. ``"ignore"``: go on; NaN counts as
+        magnitude 0.
     :param verbose: 1 prints every update.
     :raises ValueError: For arguments out of range; on training start, before any step, for unknown networks or layers, a
-        final sparsity below the present one or out of reach, and a beginning that has passed already.
+        final sparsity below the present one or out of reach, and a start that has passed already.
     """
 
-    _MOMENTS = ("begin", "end")
+    clock: DividedClock
 
+    @renamed_arguments(begin="start", end="stop")
     def __init__(
         self,
         final_sparsity: float | Mapping[str, float] | None = None,
-        begin: float | int = 0.2,
-        end: float | int = 0.8,
+        start: float | int = 0.2,
+        stop: float | int = 0.8,
         updates: int = 100,
         *,
         scope: str = "layer",
         distribution: str | Mapping[str, Any] | None = None,
+        on_nonfinite: str = "raise",
         verbose: int = 0,
     ) -> None:
-        for name, value in (("begin", begin), ("end", end)):
-            if value is None:
-                raise ValueError(f"`{name}` must be a float in [0, 1] or an integer, got None")
-            check_moment(name, value)
-        if type(begin) is type(end) and end <= begin:
-            raise ValueError(f"`end`={end!r} must be after `begin`={begin!r}")
-        self.updates = require_integer("updates", updates, low=1)
+        clock = DividedClock(updates, start=start, stop=stop)
+        named = list(final_sparsity) if isinstance(final_sparsity, Mapping) else None
+        super().__init__(clock, networks=named, on_nonfinite=on_nonfinite, verbose=verbose)
         self.scope = check_scope(scope, distribution)
         SparsityConfig(distribution=distribution)
         if isinstance(final_sparsity, Mapping):
@@ -88,8 +106,6 @@ class GradualPruning(TopologyCallback):
             )
         self.final_sparsity = final_sparsity
         self.distribution = distribution
-        named = list(final_sparsity) if isinstance(final_sparsity, Mapping) else None
-        super().__init__(1, start=begin, stop=end, unit="timesteps", networks=named, verbose=verbose)
         self._final: dict[str, LayerPlan] = {}
 
     # --- The goal ---
@@ -116,39 +132,45 @@ class GradualPruning(TopologyCallback):
         self._final = make_plan(goal, infos, argument="final_sparsity")
         super()._on_training_start()
 
-    def _prunable(self, network: str) -> list[str]:
-        """Layers of the network that are to be pruned; those that an explicit distribution leaves out are not."""
-        sparsifier = self.sparsifier
-        names = [name for name in sparsifier.networks[network] if not sparsifier.plan[name].exempt]
-        if isinstance(self.distribution, Mapping):
-            names = [name for name in names if self._final[name].n_active < self._final[name].info.n_weights]
-        return names
+    def _can_change(self, name: str) -> bool:
+        """Every layer is pruned; with an explicit distribution, those that it names."""
+        return not isinstance(self.distribution, Mapping) or self._final[name].n_active < self._final[name].info.n_weights
 
     def _refusal(self, network: str) -> str | None:
-        if not self._prunable(network):
+        if not self._layers_of(network):
             explicit = isinstance(self.distribution, Mapping)
             return "`distribution` names none of its layers" if explicit else "all of its layers are in `dense_layers`"
         return None
 
-    def _n_final(self, network: str) -> int:
-        """Positions that the network's prunable layers have in the end."""
-        names = self._prunable(network)
+    def state(self, network: str) -> PruningState:
+        """
+        :param network: Name of a network.
+        :return: What this callback remembers of it.
+        """
+        return self._state_as(PruningState, network)
+
+    def _n_final(self, network: str, names: Sequence[str]) -> int:
+        """
+        :param network: Name of the network.
+        :param names: Those of its layers that are pruned; others that could be are not counted at all.
+        :return: Positions that these layers have in the end.
+        """
         if self.scope == "layer":
             return sum(self._final[name].n_active for name in names)
-        members = self.sparsifier.networks[network]
         assert self.final_sparsity is not None
         sparsity = self.final_sparsity[network] if isinstance(self.final_sparsity, Mapping) else self.final_sparsity
-        total = sum(self._final[name].info.n_weights for name in members)
-        fixed = sum(self._final[name].info.n_weights for name in members if name not in names)
-        return round((1 - sparsity) * total) - fixed
+        could_be = self._layers_of(network)
+        n_dense = sum(self._final[name].info.n_weights for name in self.sparsifier.networks[network] if name not in could_be)
+        total = n_dense + sum(self._final[name].info.n_weights for name in names)
+        return round((1 - sparsity) * total) - n_dense
 
     def _check_goal(self, network: str) -> bool:
         """
         :return: Whether there is anything to prune.
         :raises ValueError: If the network is sparser already.
         """
-        sparsifier, names = self.sparsifier, self._prunable(network)
-        n_now, n_final = self._n_active(network), self._n_final(network)
+        sparsifier, names = self.sparsifier, self._layers_of(network)
+        n_now, n_final = self._n_active(names), self._n_final(network, names)
         # Whole blocks chosen across layers may end up to one block below the number asked for
         slack = 0
         if self.scope == "global":
@@ -168,72 +190,67 @@ class GradualPruning(TopologyCallback):
                 refuse_layer_growth(self._final[name], self._budget_now(name), n_active[name])
         return n_now > n_final
 
-    def _n_active(self, network: str) -> int:
-        return sum(self.sparsifier.layers[name].n_active for name in self._prunable(network))
+    def _n_active(self, names: Sequence[str]) -> int:
+        return sum(self.sparsifier.layers[name].n_active for name in names)
 
     def _budget_now(self, name: str) -> Budget:
         return self.sparsifier.plan[name].pattern.budget_of(self.sparsifier.layers[name].weight_mask)
 
-    # --- The clock ---
+    # --- Progress ---
 
-    def _n_due(self) -> int:
-        """How many of the updates should have been made by the present environment step."""
-        elapsed = max(self.model.num_timesteps - self._start, 0)
-        return min(elapsed * self.updates // (self._stop - self._start), self.updates)
-
-    def _is_due(self, network: str, step: int) -> bool:
-        return self._n_due() > int(self._state(network, "pruning_done"))
-
-    def _prepare(self, network: str) -> None:
-        super()._prepare(network)
-        state = self.sparsifier.updater_state
-        is_open = self._check_goal(network)
-        names = self._prunable(network)
-        finals = [self._n_final(network)] if self.scope == "global" else [self._final[name].n_active for name in names]
-        goal = th.tensor([SCOPES.index(self.scope), *finals])
-        schedule = th.tensor([self._start, self._stop, self.updates])
-        old_goal, old_schedule = state.get(network, "pruning_goal"), state.get(network, "pruning_schedule")
-        same_goal = old_goal is not None and th.equal(old_goal.cpu(), goal)
-        in_progress = same_goal and self._n_due() > 0
-        if is_open and self._n_due() > 0 and not in_progress:
+    def _set_ticks(self, network: str) -> None:
+        state, timestep = self.state(network), self.model.num_timesteps
+        is_open, has_begun = self._check_goal(network), self.clock.ticks(timestep) > 0
+        names = self._layers_of(network)
+        finals = [self._n_final(network, names)] if self.scope == "global" else [self._final[name].n_active for name in names]
+        goal = [SCOPES.index(self.scope), *finals]
+        schedule = [self.clock.first, self.clock.last, self.clock.updates]
+        in_progress = state.goal == goal and has_begun
+        if is_open and has_begun and not in_progress:
             raise ValueError(
-                f"`begin`={self.start!r} (environment step {self._start}) lies before the present step "
-                f"{self.model.num_timesteps}, and network {network!r} is not being pruned to this goal: give an integer "
-                "`begin` from the present step on, or let learn() count from 0 (reset_num_timesteps=True)"
+                f"`start`={self.clock.start!r} (environment step {self.clock.first}) lies before the present step {timestep}, "
+                f"and network {network!r} is not being pruned to this goal: give an integer `start` from the present step on, "
+                "or let learn() count from 0 (reset_num_timesteps=True)"
             )
         if not in_progress:
-            state.set(network, "pruning_initial", th.zeros(0, dtype=th.int64))
-        if not in_progress or old_schedule is None or not th.equal(old_schedule.cpu(), schedule):
-            state.set(network, "pruning_done", th.tensor(0 if is_open else self.updates))
-        state.set(network, "pruning_goal", goal)
-        state.set(network, "pruning_schedule", schedule)
+            state.initial = []
+        if not in_progress or state.schedule != schedule or state.ticks_done is None:
+            state.ticks_done = 0 if is_open else self.clock.updates
+        elif is_open:
+            # A layer that was frozen at the last update
+            state.ticks_done = min(state.ticks_done, self.clock.updates - 1)
+        state.goal, state.schedule = goal, schedule
 
     def _on_training_end(self) -> None:
-        for network in self._bound:
-            if self._n_due() == self.updates > int(self._state(network, "pruning_done")):
-                self._act(network, self.sparsifier.n_steps(self.sparsifier.driver(network)))
+        for network in self._updated:
+            ticks = self.clock.ticks(self.model.num_timesteps)
+            if ticks == self.clock.updates > (self.state(network).ticks_done or 0):
+                self._act(network, self.sparsifier.n_steps(self.sparsifier.optimizer_of(network)))
         super()._on_training_end()
-
-    def _on_step(self) -> bool:
-        return True  # no gradients to ask for
 
     # --- Pruning ---
 
     @th.no_grad()
-    def _update(self, network: str) -> float:
-        names, n_before, n_due = self._prunable(network), self._n_active(network), self._n_due()
-        initial = self._state(network, "pruning_initial")
-        if not len(initial):
-            initial = th.tensor([self.sparsifier.layers[name].n_active for name in names])
-            self.sparsifier.updater_state.set(network, "pruning_initial", initial)
+    def _update(self, network: str, step: int) -> float:
+        names, state = self._layers_of(network), self.state(network)
+        n_before = self._n_active(names)
+        counts = state.initial or [self.sparsifier.layers[name].n_active for name in names]
+        state.initial = counts
+        now = self._layers_now(network, step)
+        initial = {name: count for name, count in zip(names, counts, strict=True) if name in now}
         choose = self._global_masks if self.scope == "global" else self._layer_masks
-        masks = choose(network, dict(zip(names, initial.tolist(), strict=True)), n_due / self.updates)
+        masks = choose(network, initial, self.clock.ticks(self.model.num_timesteps) / self.clock.updates) if initial else {}
         self.sparsifier.set_masks(masks, replan=True)
-        self._state(network, "pruning_done").fill_(n_due)
-        return (n_before - self._n_active(network)) / n_before
+        return (n_before - self._n_active(names)) / n_before
+
+    def _layers_now(self, network: str, step: int) -> list[str]:
+        if self.on_nonfinite == "raise":
+            return super()._layers_now(network, step)
+        # The schedule goes on whatever the weights are
+        return [name for name in self._layers_of(network) if self.sparsifier.layers[name].weight.requires_grad]
 
     def _global_masks(self, network: str, initial: Mapping[str, int], progress: float) -> dict[str, th.Tensor]:
-        n_keep = round(gradual(sum(initial.values()), self._n_final(network), progress))
+        n_keep = round(gradual(sum(initial.values()), self._n_final(network, list(initial)), progress))
         layers = {name: self.sparsifier.layers[name] for name in initial}
         return largest_of_network(
             {name: self.sparsifier.plan[name].pattern for name in initial},

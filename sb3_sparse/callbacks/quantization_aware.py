@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from stable_baselines3.common.callbacks import BaseCallback
-
-from sb3_sparse.callbacks.base import check_moment
+from sb3_sparse.callbacks.clock import Clock, check_moment
+from sb3_sparse.callbacks.events import QuantizationEvent
+from sb3_sparse.callbacks.training import TrainingCallback
 from sb3_sparse.nn.sparsifier import Sparsifier
 from sb3_sparse.policies.base import sparse_policy
 from sb3_sparse.policies.quantized_layers import plan_quantization
 from sb3_sparse.quantization.config import AFTER_TRAINING, QuantizationConfig
 from sb3_sparse.quantization.fake_quantizer import Quantizer
+from sb3_sparse.utils.renamed import renamed_arguments
 
 
 def refuse_other_settings(sparsifier: Sparsifier, quantizers: Mapping[str, Quantizer]) -> None:
@@ -29,7 +30,7 @@ def refuse_other_settings(sparsifier: Sparsifier, quantizers: Mapping[str, Quant
             )
 
 
-class QuantizationAware(BaseCallback):
+class QuantizationAware(TrainingCallback[QuantizationEvent]):
     """
     Train on with quantized layers from a moment on: weights symmetric per output channel, inputs of layers affine per tensor
     with ranges that follow a moving average, straight-through gradients. What is computed is what integers would compute,
@@ -40,12 +41,12 @@ class QuantizationAware(BaseCallback):
     and copied, and goes on without the callback.
 
     As published (Ivanov et al. 2025), quantization gets an additional 20 % of the steps: ``learn(1.2 * N)`` and the default
-    ``begin``.
+    ``start``.
 
     :param bits: Bits of a weight, 2 to 8.
     :param activation_bits: Bits of the inputs of all layers but those that see the observation, 2 to 8.
     :param input_bits: Bits of the inputs of layers that see the observation: 2 to 8, 16, or ``"float"``.
-    :param begin: When it begins: a float is a fraction of the training, an integer environment steps. The default, 1 / 1.2,
+    :param start: When it begins: a float is a fraction of the training, an integer environment steps. The default, 1 / 1.2,
         leaves the last sixth.
     :param networks: A network's name or several; None for those that choose actions (``actor``, ``q_net``,
         ``quantile_net``, and a ``features_extractor`` that is shared).
@@ -59,13 +60,14 @@ class QuantizationAware(BaseCallback):
     :raises TypeError: On training start, if the policy is not sparse.
     """
 
+    @renamed_arguments(begin="start")
     def __init__(
         self,
         bits: int = 8,
         activation_bits: int = 8,
         input_bits: int | str = 8,
         *,
-        begin: float | int = AFTER_TRAINING,
+        start: float | int = AFTER_TRAINING,
         networks: str | Sequence[str] | None = None,
         exempt_layers: str | Sequence[str] = (),
         averaging: float = 0.01,
@@ -74,15 +76,14 @@ class QuantizationAware(BaseCallback):
     ) -> None:
         super().__init__(verbose)
         self.config = QuantizationConfig(bits, activation_bits, input_bits, networks, exempt_layers, averaging, freeze_after)
-        check_moment("begin", begin)
-        if begin is None:
-            raise ValueError("`begin` must be a float in [0, 1] (fraction of the training) or an integer, got None")
-        self.begin = begin
+        check_moment("start", start, optional=False)
+        self.clock = Clock(start=start)
         #: Quantizers of layers that are still to be quantized, by name.
         self._waiting: dict[str, Quantizer] = {}
         self._layers: list[str] = []
 
     def _on_training_start(self) -> None:
+        super()._on_training_start()
         policy = sparse_policy(self.model)
         quantizers = plan_quantization(policy, self.config)
         refuse_other_settings(policy.sparsifier, quantizers)
@@ -91,24 +92,28 @@ class QuantizationAware(BaseCallback):
         self._waiting = {
             name: quantizer for name, quantizer in quantizers.items() if policy.sparsifier.layers[name].quantizer is None
         }
-        total = self.model._total_timesteps
-        self._begin = round(self.begin * total) if isinstance(self.begin, float) else self.begin
+        self.clock.set(self.model._total_timesteps)
         self._quantize_if_due()
 
     def _quantize_if_due(self) -> None:
-        if not self._waiting or self.model.num_timesteps < self._begin:
+        timestep = self.model.num_timesteps
+        if not self._waiting or not self.clock.has_started(timestep):
             return
         sparsifier = sparse_policy(self.model).sparsifier
         for name, quantizer in self._waiting.items():
             sparsifier.set_quantizer(name, quantizer)
-        if self.verbose > 0:
-            print(f"Quantized from environment step {self.model.num_timesteps} on: {', '.join(self._waiting)}")
+        self._log(QuantizationEvent(timestep, tuple(self._waiting), self._weight_bits()))
         self._waiting = {}
 
+    def _weight_bits(self) -> int:
+        layers = sparse_policy(self.model).sparsifier.layers
+        return max(layers[name].weight_bits for name in self._layers)
+
     def _on_step(self) -> bool:
+        super()._on_step()
         self._quantize_if_due()
         return True
 
     def _on_rollout_end(self) -> None:
-        layers = sparse_policy(self.model).sparsifier.layers
-        self.logger.record("quantization/weight_bits", max(layers[name].weight_bits for name in self._layers))
+        if self._layers:
+            self.logger.record("quantization/weight_bits", self._weight_bits())

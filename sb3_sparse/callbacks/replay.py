@@ -13,18 +13,20 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import DictReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
+from sb3_sparse.callbacks.clock import Clock
+from sb3_sparse.callbacks.events import CapacityEvent, NStepEvent
+from sb3_sparse.callbacks.training import EventT, Training, TrainingCallback
 from sb3_sparse.utils.checks import require_choice, require_integer, require_positive
 
 ENTROPIES = ("bootstrap", "every_step")
 RULES = ("code", "paper")
 
 
-class _ReplayCallback(BaseCallback):
+class _ReplayCallback(TrainingCallback[EventT]):
     """What both callbacks ask of a model."""
 
     @property
@@ -55,15 +57,16 @@ class _ReplayCallback(BaseCallback):
         )
 
 
-class DelayedNStep(_ReplayCallback):
+class DelayedNStep(_ReplayCallback[NStepEvent]):
     """
     1-step targets first, multi-step targets for good after a delay (RLx2, "multi-step TD target"). There is no off-policy
     correction; the delay and a buffer of recent data (:class:`DynamicReplayCapacity`) are what keeps the bias small.
 
-    The clock is ``model._n_updates``, SB3's count of gradient updates (updates of the critic; ``train/n_updates`` in the log),
-    which is saved with the model and never reset by ``learn()``. It is read when training starts and at every environment
-    step, so the first ``delay`` updates are 1-step, and so are those that are left of the call of ``train()`` in which the
-    count reaches ``delay``.
+    The delay counts gradient updates, not environment steps as ``start`` does elsewhere: ``model._n_updates``, SB3's count
+    (updates of the critic; ``train/n_updates`` in the log), which is saved with the model and never reset by ``learn()``. It
+    is read when training starts and at every environment step, so the first ``delay`` updates are 1-step, and so are those
+    that are left of the call of ``train()`` in which the count reaches ``delay``. The step length is the buffer's, and stays
+    with it when the training ends; the entropy bonus does not.
 
     Logs ``replay/n_steps``.
 
@@ -83,6 +86,7 @@ class DelayedNStep(_ReplayCallback):
         self.entropy = require_choice("entropy", entropy, ENTROPIES)
 
     def _on_training_start(self) -> None:
+        super()._on_training_start()
         buffer, model = self._buffer, self._algorithm
         if buffer.gamma != model.gamma:
             raise ValueError(
@@ -95,37 +99,62 @@ class DelayedNStep(_ReplayCallback):
                 f'`entropy="every_step"` needs an entropy-regularised algorithm (SAC, TQC, CrossQ); {type(model).__name__} '
                 'has no entropy term: use `entropy="bootstrap"`'
             )
-        buffer.step_bonus = self._entropy_bonus if every_step else None
-        self._set_n_steps()
+        # One that another callback left
+        buffer.step_bonus = None
+        self._set_targets()
 
     def _on_step(self) -> bool:
-        self._set_n_steps()
+        super()._on_step()
+        self._set_targets()
         return True
 
-    def _set_n_steps(self) -> None:
-        buffer = self._buffer
-        n_steps = self.n_steps if self._algorithm._n_updates >= self.delay else 1
-        if self.verbose > 0 and n_steps != buffer.n_steps:
-            print(f"{n_steps}-step targets from gradient update {self._algorithm._n_updates + 1} on")
+    def _on_training_end(self) -> None:
+        super()._on_training_end()
+        self._buffer.step_bonus = None
+
+    def _set_targets(self) -> None:
+        buffer, n_updates = self._buffer, self._algorithm._n_updates
+        n_steps = self.n_steps if n_updates >= self.delay else 1
+        if n_steps != buffer.n_steps:
+            self._log(NStepEvent(self.model.num_timesteps, n_updates, n_steps))
         buffer.n_steps = n_steps
+        if self.entropy == "every_step":
+            buffer.step_bonus = _StepBonus(buffer, self.model, self._training)
         self.logger.record("replay/n_steps", n_steps)
 
-    def _entropy_bonus(self, observations: th.Tensor) -> th.Tensor:
-        """
-        :param observations: ``[m, *observation]``.
-        :return: -alpha log pi of a fresh action of the current policy, ``[m, 1]``, with the alpha of the update in progress.
-        """
-        model: Any = self.model
-        with th.no_grad():
-            if hasattr(model.actor, "set_bn_training_mode"):
-                # CrossQ's targets neither use nor change batch statistics; it sets the mode again before its own forwards
-                model.actor.set_bn_training_mode(False)
-            _, log_prob = model.actor.action_log_prob(observations)
-            alpha = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
-            return -alpha * log_prob.reshape(-1, 1)
+
+class _StepBonus:
+    """The entropy bonus of observations that an n-step return passes, as long as a training goes on."""
+
+    def __init__(self, buffer: DynamicNStepReplayBuffer, model: Any, training: Training | None) -> None:
+        self.buffer, self.model, self.training = buffer, model, training
+
+    def __call__(self, observations: th.Tensor) -> th.Tensor:
+        if self.training is None or self.training.is_over:
+            # The training was interrupted, and the buffer is in another one
+            self.buffer.step_bonus = None
+            return th.zeros(len(observations), 1, device=observations.device)
+        return entropy_bonus(self.model, observations)
 
 
-class DynamicReplayCapacity(_ReplayCallback):
+def entropy_bonus(model: Any, observations: th.Tensor) -> th.Tensor:
+    """
+    Entropy bonus of a soft target.
+
+    :param model: SAC, TQC or CrossQ.
+    :param observations: ``[m, *observation]``.
+    :return: -alpha log pi of a fresh action of the current policy, ``[m, 1]``, with the alpha of the update in progress.
+    """
+    with th.no_grad():
+        if hasattr(model.actor, "set_bn_training_mode"):
+            # CrossQ's targets neither use nor change batch statistics; it sets the mode again before its own forwards
+            model.actor.set_bn_training_mode(False)
+        _, log_prob = model.actor.action_log_prob(observations)
+        alpha = model.ent_coef_tensor if model.log_ent_coef is None else model.log_ent_coef.exp()
+        return -alpha * log_prob.reshape(-1, 1)
+
+
+class DynamicReplayCapacity(_ReplayCallback[CapacityEvent]):
     """
     Forget the oldest transitions while the policy acts too differently from them (RLx2, "dynamic-capacity buffer"). The paper
     and its code (github.com/tyq1024/RLx2) measure and forget differently; both are here.
@@ -172,7 +201,7 @@ class DynamicReplayCapacity(_ReplayCallback):
         super().__init__(verbose)
         self.rule = require_choice("rule", rule, RULES)
         self.threshold = require_positive("threshold", threshold)
-        self.every = require_integer("every", every, low=1)
+        self.clock = Clock(every, unit="timesteps")
         self.n_oldest = require_integer("n_oldest", n_oldest, low=1)
         self.drop_fraction = require_positive("drop_fraction", drop_fraction, below=1)
         self.min_size = require_integer("min_size", min_size, low=1)
@@ -181,6 +210,7 @@ class DynamicReplayCapacity(_ReplayCallback):
             raise ValueError(f"`min_size`={self.min_size} must not be larger than `max_size`={self.max_size}")
 
     def _on_training_start(self) -> None:
+        super()._on_training_start()
         buffer, model = self._buffer, self._algorithm
         if not isinstance(model.action_space, spaces.Box):
             raise ValueError(
@@ -203,17 +233,20 @@ class DynamicReplayCapacity(_ReplayCallback):
         buffer.max_window = max_size // n_envs
 
     def _on_step(self) -> bool:
+        super()._on_step()
         buffer = self._buffer
         steps_before = self.num_timesteps - buffer.n_envs
         # A function of the step counter alone, so that a resumed run measures when the original would have
-        if buffer.window > 0 and self.num_timesteps // self.every > steps_before // self.every:
+        if buffer.window > 0 and self.clock.ticks(self.num_timesteps) > self.clock.ticks(steps_before):
             self._measure_and_drop(buffer)
         if self.rule == "code":
-            buffer.set_next_mean_actions(self._mean_actions(warm_up=steps_before < self.locals["learning_starts"]))
+            mean_actions = self._mean_actions(warm_up=steps_before < self.locals["learning_starts"])
+            buffer.set_next_mean_actions(mean_actions, self.locals["buffer_actions"])
         self.logger.record("replay/capacity", buffer.window * buffer.n_envs)
         return True
 
     def _on_training_end(self) -> None:
+        super()._on_training_end()
         # A step on which some callback ended the training was announced, but is never stored
         self._buffer.set_next_mean_actions(None)
 
@@ -260,8 +293,9 @@ class DynamicReplayCapacity(_ReplayCallback):
         else:
             n_rows = 0
         buffer.drop_oldest(n_rows)
-        if self.verbose > 0 and n_rows > 0:
-            print(f"dropped the {n_rows * buffer.n_envs} oldest transitions, whose policy distance was {distance:.3g}")
+        if n_rows > 0:
+            n_dropped, capacity = n_rows * buffer.n_envs, buffer.window * buffer.n_envs
+            self._log(CapacityEvent(self.num_timesteps, distance, n_dropped, capacity))
 
     def _rows_to_pop(self, buffer: DynamicNStepReplayBuffer) -> int:
         """

@@ -1,12 +1,20 @@
-"""Callbacks: how the network changes over time, and how one watches it."""
+""":class:`SparsityLogger`: the sparsity report, in Stable-Baselines3's log."""
 
 from __future__ import annotations
 
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_sparse.analysis.report import SparsityReport, sparsity_report
+from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.base import sparse_policy
 from sb3_sparse.policies.structure import TARGET_SUFFIX
+
+_PREFIX = "sparsity/"
+
+
+def _input_bits(layer: SparseLayer) -> int:
+    """Bits of a quantized layer's inputs, 0 where they are in float."""
+    return 0 if layer.quantizer is None else layer.quantizer.input_bits or 0
 
 
 class SparsityLogger(BaseCallback):
@@ -20,20 +28,29 @@ class SparsityLogger(BaseCallback):
 
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
-        self._counts: tuple[int, ...] = ()
         self._report: SparsityReport | None = None
+        #: What the report was made of: see :meth:`_refresh`.
+        self._sizes: tuple[tuple[int, ...], ...] = ()
+        self._versions: tuple[int, ...] = ()
 
     def _on_training_start(self) -> None:
+        self._report = None  # perhaps another model's
         # Fails here, before training, if the policy is not sparse
         self._refresh()
         if self.verbose > 0:
             print(self._report)
 
     def _refresh(self) -> SparsityReport:
-        """The report, made anew only if the number of positions of some layer has changed."""
-        counts = tuple(layer.n_active for layer in sparse_policy(self.model).sparsifier.layers.values())
-        if self._report is None or counts != self._counts:
-            self._report, self._counts = sparsity_report(self.model), counts
+        """
+        The report, made anew if the number of positions or the precision of some layer has changed. Where only positions
+        have moved, which changes nothing but the bytes of indices, once for every dump of the logger.
+        """
+        layers = list(sparse_policy(self.model).sparsifier.layers.values())
+        sizes = tuple((layer.n_active, layer.weight_bits, _input_bits(layer)) for layer in layers)
+        versions = tuple(layer.mask_version for layer in layers)
+        moved = versions != self._versions and f"{_PREFIX}bytes" not in self.logger.name_to_value
+        if self._report is None or sizes != self._sizes or moved:
+            self._report, self._sizes, self._versions = sparsity_report(self.model), sizes, versions
         return self._report
 
     def _on_step(self) -> bool:
@@ -44,9 +61,9 @@ class SparsityLogger(BaseCallback):
         report = self._refresh()
         for name, size in report.networks.items():
             if not name.endswith(TARGET_SUFFIX):
-                self.logger.record(f"sparsity/{name}", size.sparsity)
-                self.logger.record(f"sparsity/{name}_weights", size.n_active)
-        self.logger.record("sparsity/inference_flops", report.inference.sparse)
+                self.logger.record(f"{_PREFIX}{name}", size.sparsity)
+                self.logger.record(f"{_PREFIX}{name}_weights", size.n_active)
+        self.logger.record(f"{_PREFIX}inference_flops", report.inference.sparse)
         if report.training is not None:
-            self.logger.record("sparsity/training_flops", report.training.sparse)
-        self.logger.record("sparsity/bytes", report.online.bytes_with_indices)
+            self.logger.record(f"{_PREFIX}training_flops", report.training.sparse)
+        self.logger.record(f"{_PREFIX}bytes", report.online.bytes_with_indices)

@@ -197,7 +197,8 @@ class NofM(Pattern):
     under 2:4 keep 2 + 2 + 2 of 4 + 4 + 3, and 17 inputs keep 2 + 2 + 2 + 2 + 1 of 4 + 4 + 4 + 4 + 1.
 
     The budget is the number kept per full group: N, or M while the layer is still dense. A layer on its way from dense to N:M
-    (gradual pruning) keeps exactly K of every M, N < K < M; that is legal too.
+    (gradual pruning) keeps exactly K of every M, N < K < M; that is legal too. Where groups hold fewer than they may (weights
+    were dropped and none grown) the budget is N and the number of positions of the whole layer.
     """
 
     n: int
@@ -222,6 +223,8 @@ class NofM(Pattern):
         return (per_group,)
 
     def n_active(self, shape: Sequence[int], budget: Budget) -> int:
+        if len(budget) > 1:
+            return budget[1]
         rows, columns = as_matrix_shape(shape)
         full_groups, tail = divmod(columns, self.m)
         return rows * (full_groups * budget[0] + min(budget[0], tail))
@@ -239,13 +242,21 @@ class NofM(Pattern):
         # A stable sort: equal scores keep their order, and padding (always last) loses against every real position
         order = groups.sort(dim=-1, descending=True, stable=True).indices
         mask = th.zeros_like(groups, dtype=th.bool).scatter_(-1, order[..., : budget[0]], True)
-        return mask.flatten(1)[:, : matrix.shape[1]].reshape(scores.shape)
+        mask = mask.flatten(1)[:, : matrix.shape[1]]
+        if len(budget) > 1:
+            # Of what the groups have room for, the highest of the whole layer; -inf still ranks above no room at all
+            room = th.where(mask, matrix.clamp_min(th.finfo(matrix.dtype).min), -th.inf)
+            mask = top_mask(room, budget[1])
+        return mask.reshape(scores.shape)
 
     def _per_group(self, mask: th.Tensor) -> th.Tensor:
         return self._groups(mask.flatten(1).to(th.int32), 0).sum(dim=-1)
 
     def budget_of(self, mask: th.Tensor) -> Budget:
-        return (int(self._per_group(mask).max()),)
+        per_group, n_active = int(self._per_group(mask).max()), int(mask.sum())
+        if n_active == self.n_active(mask.shape, (per_group,)):
+            return (per_group,)
+        return (self.n, n_active)
 
     def is_legal(self, mask: th.Tensor) -> bool:
         per_group = self._per_group(mask)

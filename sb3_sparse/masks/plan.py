@@ -248,7 +248,8 @@ def refuse_layer_growth(plan: LayerPlan, present: Budget, n_active: int) -> None
     :param n_active: Positions of that mask.
     :raises ValueError: If the plan asks for more than there is.
     """
-    if any(now < then for now, then in zip(present, plan.budget, strict=True)):
+    # A budget of N:M is longer where groups are not full
+    if plan.n_active > n_active or any(now < then for now, then in zip(present, plan.budget, strict=False)):
         raise ValueError(
             f"the final plan gives layer {plan.info.name!r} {plan.n_active} weights, more than the {n_active} it has: pruned "
             "weights never return. Choose another `distribution` or `scope`='global'"

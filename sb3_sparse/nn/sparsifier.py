@@ -11,6 +11,7 @@ target network is projected whenever its mask changes, and Polyak averaging of z
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -23,7 +24,8 @@ from sb3_sparse.masks.plan import LayerPlan
 from sb3_sparse.nn.invariants import violations
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.nn.optimizer_state import restart_moments
-from sb3_sparse.nn.updater import Binding, NetworkUpdater, UpdaterState
+from sb3_sparse.nn.updater import ActiveUpdater, Updater
+from sb3_sparse.nn.updater_state import TargetState, UpdaterState
 from sb3_sparse.quantization.fake_quantizer import Quantizer
 from sb3_sparse.utils.checks import require_choice
 
@@ -109,7 +111,7 @@ class Sparsifier(nn.Module):
             self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
         self.engine = engine
         self.updater_state = UpdaterState()
-        self.updaters: dict[str, Binding] = {}
+        self.updaters: dict[str, ActiveUpdater] = {}
         #: Initial values of the weights that the first N:M masks prune, until the first optimizer step: rules that keep a
         #: shadow of pruned weights begin with them. By layer name, shape of the weight; not saved, not copied.
         self.pruned_values: dict[str, th.Tensor] = {}
@@ -224,15 +226,15 @@ class Sparsifier(nn.Module):
         :raises ValueError: For another mode.
         """
         require_choice("target", mode, TARGET_MASKS)
-        self.updater_state.set(network, "own_target", th.tensor(mode == "own_topk"))
+        TargetState(self.updater_state, network, self.layers).own_target = mode == "own_topk"
         self._apply_target_masks()
 
     def _apply_target_masks(self) -> None:
         for network, names in self.networks.items():
-            own = self.updater_state.get(network, "own_target")
+            has_own = TargetState(self.updater_state, network, self.layers).own_target
             for name in names:
                 for target in self.targets[name]:
-                    target.keep_own_mask(self.plan[name].pattern if own is not None and bool(own) else None)
+                    target.keep_own_mask(self.plan[name].pattern if has_own else None)
                     if target.own_pattern is None and not th.equal(target.weight_mask, self.layers[name].weight_mask):
                         target.replace_mask(self.layers[name].weight_mask)
 
@@ -273,11 +275,11 @@ class Sparsifier(nn.Module):
 
     # --- Updaters ---
 
-    def driver(self, network: str) -> str:
+    def optimizer_of(self, network: str) -> str:
         """
         :param network: Name of a network.
-        :return: Name of the optimizer whose steps are the network's clock. A features extractor that actor and critic
-            share is trained, in stock algorithms, by the actor's.
+        :return: Name of the optimizer whose steps are the network's. A features extractor that actor and critic share is
+            trained, in stock algorithms, by the actor's.
         :raises ValueError: For an unknown network, or one that no optimizer trains.
         """
         if network not in self.networks:
@@ -287,31 +289,46 @@ class Sparsifier(nn.Module):
                 return name
         raise ValueError(f"no optimizer trains network {network!r}, so its gradients cannot be seen")
 
-    def bind(self, network: str, updater: NetworkUpdater) -> None:
+    def start_updater(self, network: str, updater: Updater) -> None:
         """
-        Let an updater change a network's masks, in step with the network's optimizer, until :meth:`unbind`.
+        Let an updater change a network's masks, in step with the network's optimizer, until :meth:`stop_updater` or until it
+        says that its training is over.
 
         :param network: Name of the network.
         :param updater: The updater.
-        :raises ValueError: If the network already has one, is unknown, or no optimizer trains it.
+        :raises ValueError: If another one is at work there, the network is unknown, or no optimizer trains it.
         """
-        if network in self.updaters:
+        present = self.updaters.get(network)
+        if present is not None and present.updater is not updater and not present.updater.has_ended():
             raise ValueError(
-                f"network {network!r} already has the updater {type(self.updaters[network].updater).__name__}; "
-                f"{type(updater).__name__} cannot be a second one. Give each its own `networks`, or, after an interrupted "
-                f"training, call policy.sparsifier.unbind({network!r})"
+                f"network {network!r} already has the updater {type(present.updater).__name__}; {type(updater).__name__} "
+                "cannot be a second one in the same training. Give each its own `networks`. (A loop of your own ends a "
+                "training by calling on_training_end() of its callbacks.)"
             )
         layers = [self.layers[name] for name in self.networks.get(network, [])]
-        self.updaters[network] = Binding(updater, self.driver(network), layers)
+        self.updaters[network] = ActiveUpdater(updater, self.optimizer_of(network), layers)
         self.request_gradients(network)
+
+    def stop_updater(self, network: str, updater: Updater | None = None) -> None:
+        """
+        :param network: Name of a network whose updater is done. What it remembers stays.
+        :param updater: Stop this one only; None: whichever is at work.
+        """
+        active = self.updaters.get(network)
+        if active is None or (updater is not None and active.updater is not updater):
+            return
+        del self.updaters[network]
+        for layer in active.layers:
+            layer.wants_dense_gradient, layer.dense_gradient = False, None
 
     def unbind(self, network: str) -> None:
         """
-        :param network: Name of a network whose updater is done. Its state stays.
+        Old name of :meth:`stop_updater`, which is needed no more after an interrupted training.
+
+        :param network: Name of a network.
         """
-        binding = self.updaters.pop(network, None)
-        for layer in binding.layers if binding is not None else ():
-            layer.wants_dense_gradient, layer.dense_gradient = False, None
+        warnings.warn("`unbind` is now called `stop_updater`; the old name will go", DeprecationWarning, stacklevel=2)
+        self.stop_updater(network)
 
     def request_gradients(self, network: str) -> None:
         """
@@ -319,17 +336,27 @@ class Sparsifier(nn.Module):
 
         :param network: Name of a network that has an updater.
         """
-        binding = self.updaters[network]
-        wanted = binding.updater.wants_dense_gradient(network, self.n_steps(binding.driver) + 1)
-        for layer in binding.layers:
-            layer.wants_dense_gradient = wanted
-            if not wanted:
-                layer.dense_gradient = None
+        active = self.updaters[network]
+        wanted = active.updater.wants_dense_gradient(network, self.n_steps(active.optimizer) + 1)
+        for layer in active.layers:
+            # A gradient is of one step: what is there is of one that has passed
+            layer.wants_dense_gradient, layer.dense_gradient = wanted, None
+
+    def _updaters_of(self, optimizer: str) -> list[tuple[str, ActiveUpdater]]:
+        """Updaters at work on the networks of an optimizer; those whose training was interrupted are let go."""
+        found = []
+        for network, active in list(self.updaters.items()):
+            if active.optimizer == optimizer:
+                if active.updater.has_ended():
+                    self.stop_updater(network)
+                else:
+                    found.append((network, active))
+        return found
 
     def _before_step(self, optimizer: str) -> None:
-        for network, binding in list(self.updaters.items()):
-            if binding.driver == optimizer and not binding.updater.before_step(network, self.n_steps(optimizer) + 1):
-                for layer in binding.layers:
+        for network, active in self._updaters_of(optimizer):
+            if not active.updater.before_step(network, self.n_steps(optimizer) + 1):
+                for layer in active.layers:
                     self._skip_step(layer)
 
     @staticmethod
@@ -380,9 +407,9 @@ class Sparsifier(nn.Module):
         elif not self.engine.projects_itself(stepped):
             self._project_weights(optimizer)
             self.engine.projected(stepped)
-        for network, binding in list(self.updaters.items()):
-            if binding.driver == optimizer:
-                binding.updater.after_step(network, self.n_steps(optimizer))
+        for network, active in self._updaters_of(optimizer):
+            active.updater.after_step(network, self.n_steps(optimizer))
+            if network in self.updaters:
                 self.request_gradients(network)
 
     @th.no_grad()

@@ -14,6 +14,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_sparse.policies.algorithms import SPARSE_POLICIES
 from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.utils.renamed import with_new_names
 from sb3_sparse.zoo.presets import callback_entries, find_class
 from sb3_sparse.zoo.sections import plain
 
@@ -88,7 +89,11 @@ class Callbacks:
     """
 
     def __init__(self, written: Any) -> None:
-        self._entries = [(name, plain(kwargs)) for name, kwargs in callback_entries(written)]
+        # Arguments under their present names, so that what a search says takes their place
+        self._entries = [
+            (name, with_new_names(self._class(name), plain(kwargs)) if kwargs else {})
+            for name, kwargs in callback_entries(written)
+        ]
 
     @staticmethod
     def _class(name: Any) -> type[BaseCallback]:

@@ -113,8 +113,8 @@ def _distribution(trial: Any, draft: Draft, names: Sequence[str]) -> None:
 def _pruning(trial: Any, draft: Draft, names: Sequence[str]) -> None:
     begin = PRUNING_BEGIN.suggest(trial)
     arguments = {
-        "begin": begin,
-        "end": min(begin + PRUNING_LENGTH.suggest(trial), 1.0),
+        "start": begin,
+        "stop": min(begin + PRUNING_LENGTH.suggest(trial), 1.0),
         "updates": PRUNING_UPDATES.suggest(trial),
     }
     has_distribution = draft.explicit_distribution is not None or (draft.pruning or {}).get("distribution") is not None
@@ -157,7 +157,7 @@ def _quantization(trial: Any, draft: Draft, names: Sequence[str]) -> None:
         bits=BITS.suggest(trial),
         activation_bits=ACTIVATION_BITS.suggest(trial),
         input_bits=INPUT_BITS.suggest(trial),
-        begin=QUANTIZATION_BEGIN.suggest(trial),
+        start=QUANTIZATION_BEGIN.suggest(trial),
     )
 
 

@@ -14,7 +14,10 @@ from typing import Any
 MOVED: dict[str, tuple[str, ...]] = {
     "acceleration": ("policies.acceleration",),
     "accounting": ("analysis.flops",),
-    "binding": ("nn.updater",),
+    "binding": (
+        "nn.updater",
+        "nn.updater_state",
+    ),
     "checks": ("utils.checks",),
     "convert": (
         "conversion.saved",
@@ -71,7 +74,11 @@ MOVED: dict[str, tuple[str, ...]] = {
     "schedules": ("masks.schedules",),
     "shrink": ("conversion.shrink",),
     "sparsifier": ("nn.sparsifier",),
-    "topology": ("callbacks.base",),
+    "topology": (
+        "callbacks.base",
+        "callbacks.clock",
+        "callbacks.events",
+    ),
     "units": ("analysis.dead_units",),
     "updaters": ("masks.drop_and_grow",),
 }

@@ -47,7 +47,7 @@ def test_preset_is_the_dense_one_on_a_clock_of_120_percent(algo):
             assert 1.2 * values.pop("exploration_fraction") == pytest.approx(stock_exploration, rel=1e-12)
         pruning, quantization, _ = values.pop("callback")
         pruning, quantization = pruning["sb3_sparse.GradualPruning"], quantization["sb3_sparse.QuantizationAware"]
-        moments = [1.2 * pruning["begin"], 1.2 * pruning["end"], 1.2 * quantization["begin"]]
+        moments = [1.2 * pruning["start"], 1.2 * pruning["stop"], 1.2 * quantization["start"]]
         assert moments == pytest.approx([0.2, 0.8, 1.0], rel=1e-12)
         network = "q_net" if algo == "dqn" else "actor"
         assert (pruning["final_sparsity"], quantization["bits"]) == ({network: 0.9}, 8)
@@ -306,7 +306,7 @@ def test_default_number_of_steps_is_the_presets():
     assert isinstance(pruning, GradualPruning)
     assert pruning.final_sparsity == {"actor": 0.95}
     assert isinstance(quantization, QuantizationAware)
-    assert quantization.begin == 20_000
+    assert quantization.clock.start == 20_000
     assert [type(callback) for callback in experiment._make_model(0, experiment._callbacks(0.0))[1]] == [QuantizationAware]
 
 

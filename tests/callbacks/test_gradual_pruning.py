@@ -60,9 +60,9 @@ def test_exact_counts_at_exact_moments(scope):
     counts = {}
     update = callback._update
 
-    def record(network):
-        fraction = update(network)
-        counts[model.num_timesteps] = callback._n_active(network)
+    def record(network, step):
+        fraction = update(network, step)
+        counts[model.num_timesteps] = callback._n_active(callback._layers_of(network))
         return fraction
 
     callback._update = record
@@ -73,9 +73,9 @@ def test_exact_counts_at_exact_moments(scope):
 
 
 def test_fractions_are_of_the_total_and_integers_are_steps():
-    for begin, end in ((0.2, 0.8), (20, 80), (0.2, 80)):
+    for start, stop in ((0.2, 0.8), (20, 80), (0.2, 80)):
         model = step_by_step(DQN, learning_starts=10)
-        callback = GradualPruning(0.5, begin, end, updates=6)
+        callback = GradualPruning(0.5, start, stop, updates=6)
         model.learn(100, callback=callback)
         assert [event.timestep for event in callback.events] == [30, 40, 50, 60, 70, 80]
 
@@ -110,9 +110,9 @@ def test_global_scope_keeps_the_largest_of_the_network():
     # The moment it is decided: what the optimizer has just written
     callback_update = callback._update
 
-    def record(network):
+    def record(network, step):
         weights.update({name: layer.weight.detach().clone() for name, layer in layers.items()})
-        return callback_update(network)
+        return callback_update(network, step)
 
     callback._update = record
     set_random_seed(0)
@@ -135,8 +135,8 @@ def test_every_algorithm_and_policy(algorithm, kind, monkeypatch):
     masks = []
     update = callback._update
 
-    def record(network):
-        fraction = update(network)
+    def record(network, step):
+        fraction = update(network, step)
         masks.append((network, sparse_policy(model).sparsifier.masks()))
         return fraction
 
@@ -181,7 +181,7 @@ def test_patterns_hold_at_every_step(algorithm, pattern, scope, monkeypatch, tmp
 
 def test_n_of_m_goes_through_every_k_of_m():
     model = step_by_step(DQN, policy_kwargs=dict(pattern="1:4", net_arch=[16]))
-    callback = GradualPruning(begin=20, end=80, updates=30)
+    callback = GradualPruning(start=20, stop=80, updates=30)
     model.learn(100, callback=callback)
     met = list(dict.fromkeys(round((1 - value) * (7 * 16 + 16 * 3)) for value in sparsities(callback, "q_net")))
     # 7 inputs: groups of 4 and 3, so K:4 keeps 112, 96, 64, 32 of 112 weights; 16 inputs: 48, 36, 24, 12. One thirtieth on the
@@ -382,10 +382,10 @@ def test_log(tmp_path):
             r"`final_sparsity` of network 'actor' must be a number in \[0, 1\), got -0.1",
         ),
         (lambda: GradualPruning({}), "got an empty map"),
-        (lambda: GradualPruning(0.9, 0.8, 0.2), "`end`=0.2 must be after `begin`=0.8"),
-        (lambda: GradualPruning(0.9, 100, 100), "`end`=100 must be after `begin`=100"),
-        (lambda: GradualPruning(0.9, begin=1.5), r"`begin` must be None, a float in \[0, 1\] .* got 1.5"),
-        (lambda: GradualPruning(0.9, end=None), r"`end` must be a float in \[0, 1\] or an integer, got None"),
+        (lambda: GradualPruning(0.9, 0.8, 0.2), "`stop`=0.2 must be after `start`=0.8"),
+        (lambda: GradualPruning(0.9, 100, 100), "`stop`=100 must be after `start`=100"),
+        (lambda: GradualPruning(0.9, start=1.5), r"`start` must be a float in \[0, 1\] .* got 1.5"),
+        (lambda: GradualPruning(0.9, stop=None), r"`stop` must be a float in \[0, 1\] .* or an integer .*, got None"),
         (lambda: GradualPruning(0.9, updates=0), "`updates` must be an integer >= 1, got 0"),
         (lambda: GradualPruning(0.9, scope="network"), "`scope` must be one of 'layer', 'global', got 'network'"),
         (
@@ -421,7 +421,7 @@ def test_bad_arguments(make, message):
         (dict(pattern="2:4"), GradualPruning(0.9), "`final_sparsity`=0.9 of network 'actor' and `pattern`='2:4' disagree"),
         (dict(pattern="2:4"), GradualPruning(scope="global"), "`scope`='global' cannot be used with `pattern`='2:4'"),
         (dict(pattern="2:8"), GradualPruning(), "`pattern`='2:8' is impossible for layer 'actor.mu.0': it has 7 inputs"),
-        ({}, GradualPruning(0.9, 0.9, 20), r"`end`=20 .* must be after `begin`=0.9 \(environment step 54\)"),
+        ({}, GradualPruning(0.9, 0.9, 20), r"`stop`=20 .* must be after `start`=0.9 \(environment step 54\)"),
         (
             dict(dense_layers=["actor.mu.*"], sparsity={"critic": 0.0}),
             GradualPruning({"actor": 0.0, "critic": 0.5}),
@@ -440,7 +440,7 @@ def test_bad_combinations_fail_before_training(policy_kwargs, callback, message)
 def test_a_beginning_that_has_passed_is_refused():
     model = dense_model(DQN)
     model.learn(60)
-    with pytest.raises(ValueError, match=r"`begin`=0.1 \(environment step 12\) lies before the present step 60"):
+    with pytest.raises(ValueError, match=r"`start`=0.1 \(environment step 12\) lies before the present step 60"):
         model.learn(60, callback=GradualPruning(0.9, 0.1, 0.4), reset_num_timesteps=False)
     model.learn(60, callback=GradualPruning(0.9, 70, 100), reset_num_timesteps=False)
     assert sum(model.policy.sparsifier.n_planned.values()) == round(0.1 * 340)

@@ -75,7 +75,7 @@ def reference_run(rule, decay, n_steps, every, weight_decay=0.0):
     start_training(model, callback, 100)
     layer = model.policy.sparsifier.layers["q_net.q_net.0"]
     optimizer = model.policy.optimizer
-    shadow = callback._state("q_net", "shadow/q_net.q_net.0").clone()
+    shadow = callback.state("q_net").shadow["q_net.q_net.0"].clone()
     mask = layer.weight_mask.clone()
     momentum = th.zeros_like(shadow)
     generator = th.Generator().manual_seed(0)
@@ -128,7 +128,7 @@ def test_the_shadow_starts_with_the_stock_initial_weights():
     callback = MaskRefresh(1000)
     model.learn(1, callback=callback)
     for name in model.policy.sparsifier.layers:
-        shadow = callback._state(name.split(".")[0], f"shadow/{name}")
+        shadow = callback.state(name.split(".")[0]).shadow[name]
         assert th.equal(shadow, stock.policy.get_submodule(name).weight)
 
 
@@ -138,7 +138,7 @@ def test_a_pruned_weight_comes_back_with_its_value():
     layer = sparsifier.layers["actor.mu.2"]
     callback = MaskRefresh(1, start=0)
     start_training(model, callback, 100)
-    shadow = callback._state("actor", "shadow/actor.mu.2")
+    shadow = callback.state("actor").shadow["actor.mu.2"]
     position = (0, int((~layer.weight_mask[0]).nonzero()[0]))
     value = float(shadow[position])
     with th.no_grad():
@@ -179,7 +179,7 @@ def test_without_a_shadow_so_far_pruned_weights_are_drawn(tmp_path):
     masks = model.policy.sparsifier.masks()
     callback = MaskRefresh(1000)
     model.learn(1, callback=callback, reset_num_timesteps=False)
-    shadow = callback._state("actor", "shadow/actor.mu.2")
+    shadow = callback.state("actor").shadow["actor.mu.2"]
     outside = shadow[~masks["actor.mu.2"]]
     assert outside.abs().max() <= 16**-0.5
     assert outside.std() > 0.1 * 16**-0.5
@@ -217,5 +217,5 @@ def test_training_without_the_callback_in_between_is_not_undone(rule):
     start_training(model, callback, 1000)
     for name, weight in trained.items():
         mask = model.policy.sparsifier.layers[name].weight_mask
-        shadow = callback._state(name.split(".")[0], f"shadow/{name}")
+        shadow = callback.state(name.split(".")[0]).shadow[name]
         assert th.equal(shadow[mask], weight[mask])

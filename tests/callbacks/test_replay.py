@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
 from sb3_sparse.callbacks.replay import DelayedNStep, DynamicReplayCapacity
-from tests.helpers import OFF_POLICY, RandomEnv, assert_invariants, equal_state, make_model
+from tests.helpers import OFF_POLICY, RandomEnv, assert_invariants, equal_state, make_model, start_training
 
 OBSERVATION = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 ACTION = spaces.Box(-1, 1, (1,), np.float32)
@@ -356,8 +356,7 @@ def test_entropy_at_every_step(algorithm, ent_coef, monkeypatch):
     buffer = replay_kwargs(replay_buffer_kwargs=dict(gamma=GAMMA))
     model = make_model(algorithm, env=TwoInputs(), ent_coef=ent_coef, gamma=GAMMA, **buffer)
     callback = DelayedNStep(n_steps=4, delay=0, entropy="every_step")
-    model.learn(1, callback=callback)
-    model.replay_buffer.reset()
+    start_training(model, callback, 100)
     walk = Walk([model.replay_buffer], 1)
     for end in ["", "", "truncation", "", "termination", "", "", "", "", "cut", "", "", "", ""]:
         walk.step([end])
@@ -381,7 +380,8 @@ def test_entropy_at_every_step(algorithm, ent_coef, monkeypatch):
 
 def test_entropy_bonus_neither_records_gradients_nor_moves_batch_statistics():
     model = make_model(CrossQ, **replay_kwargs())
-    model.learn(30, callback=DelayedNStep(delay=0, entropy="every_step"))
+    model.learn(30)
+    start_training(model, DelayedNStep(delay=0, entropy="every_step"), 100)
     model.policy.set_training_mode(True)
     statistics = {name: value.clone() for name, value in model.actor.named_buffers() if "ra_" in name or "running" in name}
     samples = model.replay_buffer.sample(16)
@@ -392,9 +392,10 @@ def test_entropy_bonus_neither_records_gradients_nor_moves_batch_statistics():
 
 def test_bootstrap_entropy_leaves_rewards_alone_and_removes_an_earlier_bonus():
     model = make_model(SAC, **replay_kwargs())
-    model.learn(30, callback=DelayedNStep(delay=0, entropy="every_step"))
+    model.learn(30)
+    start_training(model, DelayedNStep(delay=0, entropy="every_step"), 100)
     with_bonus = seeded(model.replay_buffer).rewards
-    model.learn(1, callback=DelayedNStep(delay=0))
+    start_training(model, DelayedNStep(delay=0), 100)
     assert model.replay_buffer.step_bonus is None
     assert not th.equal(seeded(model.replay_buffer).rewards, with_bonus)
 
@@ -616,9 +617,8 @@ def test_the_buffer_round_trips(tmp_path):
     assert loaded.step_bonus is None
     assert (loaded.window, loaded.max_window, loaded.n_steps, loaded.gamma) == (buffer.window, 90, 3, 0.99)
     assert np.array_equal(loaded.mean_actions, buffer.mean_actions)
-    buffer.step_bonus = None
     assert same_samples(seeded(loaded), seeded(buffer))
-    model.learn(1, callback=callbacks)
+    start_training(model, CallbackList(callbacks), 1000)
     assert loaded.step_bonus is not None
 
 

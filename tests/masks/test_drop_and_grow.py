@@ -28,8 +28,10 @@ def rows(mask):
         (0.34, "half", [[1, 0, 0, 1], [1, 0, 0, 1]]),  # one of each sign: -.1 and .2
         (0.67, "half", [[0, 0, 0, 1], [1, 0, 0, 0]]),  # 4: -.1, -.4 and .2, .5
         (0.5, "half", [[0, 0, 0, 1], [1, 0, 0, 1]]),  # 3: -.1 and .2, .5
-        (0.34, "proportional", [[1, 0, 0, 1], [1, 0, 0, 1]]),  # floor(.34 * 3) = 1 of each
-        (0.5, "proportional", [[1, 0, 0, 1], [1, 0, 0, 1]]),  # floor(1.5) = 1 of each
+        # floor(.34 * 3) + 1 = 2 positive: .2 and .5; 3 - floor(.66 * 3) = 2 negative: -.1 and -.4
+        (0.34, "proportional", [[0, 0, 0, 1], [1, 0, 0, 0]]),
+        (0.3, "proportional", [[1, 0, 0, 1], [1, 0, 0, 1]]),  # floor(.9) + 1 = 1: .2; 3 - floor(2.1) = 1: -.1
+        (0.5, "proportional", [[0, 0, 0, 1], [1, 0, 0, 0]]),  # floor(1.5) + 1 = 2; 3 - floor(1.5) = 2
     ],
 )
 def test_survivors_by_hand(fraction, sign_split, expected):
@@ -43,6 +45,43 @@ def test_half_split_with_too_few_of_a_sign():
     assert rows(survivors(Unstructured(), weight, mask, 0.8, sign_split="half")) == [[0, 0, 0, 1, 0, 0]]
     # ... and only one positive
     assert rows(survivors(Unstructured(), -weight, mask, 0.8, sign_split="half")) == [[0, 0, 0, 1, 0, 0]]
+
+
+def test_proportional_split_drops_exact_zeros_but_never_the_last_weight():
+    weight, mask = th.tensor([[1.0, 0.0, 3.0, -1.0, -2.0]]), th.ones(1, 5, dtype=th.bool)
+    assert rows(survivors(Unstructured(), weight, mask, 0.1, sign_split="proportional")) == [[0, 0, 1, 0, 1]]
+    weight, mask = th.tensor([[1.0, -2.0, 5.0]]), th.tensor([[True, True, False]])
+    assert rows(survivors(Unstructured(), weight, mask, 0.1, sign_split="proportional")) == [[0, 1, 0]]
+
+
+@given(PATTERNS, SHAPES, st.floats(0, 0.9), st.sampled_from([False, "half", "proportional"]), st.integers(0, 10**6))
+def test_nan_counts_as_zero_and_lets_no_pruned_weight_return(pattern, shape, fraction, sign_split, seed):
+    sign_split = False if isinstance(pattern, Block) else sign_split
+    numel = th.zeros(shape).numel()
+    mask = pattern.select(scores_of(shape, seed), pattern.budget(shape, 0.5 * numel))
+    weight = (scores_of(shape, seed + 1) - 1.5) * mask
+    broken = scores_of(shape, seed + 2) < 0.3
+    kept = survivors(pattern, th.where(broken & mask, th.nan, weight), mask, fraction, sign_split=sign_split)
+    zeroed = survivors(pattern, th.where(broken, 0.0, weight), mask, fraction, sign_split=sign_split)
+    assert th.equal(kept, zeroed)
+    assert not (kept & ~mask).any()
+
+
+@given(SHAPES, st.sampled_from([NofM(1, 3), NofM(2, 4), NofM(4, 4)]), st.floats(0.05, 0.9), st.integers(0, 10**6))
+def test_groups_that_are_not_full_are_filled_up_to_the_same_number(shape, pattern, fraction, seed):
+    """After a last event that only prunes, an update keeps the number of positions, and groups never hold more than N."""
+    mask = pattern.select(scores_of(shape, seed), (pattern.n,))
+    mask = survivors(pattern, scores_of(shape, seed + 1) * mask, mask, fraction)
+    n_active, budget = int(mask.sum()), pattern.budget_of(mask)
+    assert pattern.is_legal(mask)
+    assert pattern.n_active(shape, budget) == n_active
+    assert th.equal(pattern.select(mask.float(), budget), mask)
+    kept = survivors(pattern, scores_of(shape, seed + 2) * mask, mask, 0.5)
+    for scores in (scores_of(shape, seed + 3), th.full(shape, th.nan), th.full(shape, -th.inf), th.zeros(shape)):
+        new = regrow(pattern, kept, mask, scores)
+        assert int(new.sum()) == n_active
+        assert pattern.is_legal(new)
+        assert not (kept & ~new).any()
 
 
 def test_regrow_by_hand():

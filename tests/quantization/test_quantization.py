@@ -55,7 +55,7 @@ def sparse_model(algorithm, kind="Mlp", **kwargs):
 
 
 def aware(algorithm, **kwargs):
-    return QuantizationAware(**(dict(begin=0.5, exempt_layers=EXEMPT.get(algorithm, ())) | kwargs))
+    return QuantizationAware(**(dict(start=0.5, exempt_layers=EXEMPT.get(algorithm, ())) | kwargs))
 
 
 def quantized_layers(model):
@@ -154,7 +154,7 @@ def test_observations_in_float(kind):
 @pytest.mark.parametrize(("algorithm", "share"), [(TD3, False), (SAC, True), (PPO, True), (PPO, False)])
 def test_images_are_read_without_loss(algorithm, share):
     model = sparse_model(algorithm, "Cnn", policy_kwargs=dict(share_features_extractor=share))
-    model.learn(40, callback=aware(algorithm, begin=0, averaging=0.5))
+    model.learn(40, callback=aware(algorithm, start=0, averaging=0.5))
     name = next(name for name in quantized_layers(model) if name.endswith("cnn.0"))
     assert (name.split(".")[0] in ("features_extractor", "actor")) or name.startswith("pi_features_extractor")
     layer = quantized_layers(model)[name]
@@ -186,7 +186,7 @@ def test_default_networks_are_those_that_choose_actions():
         (PPO, "Cnn", {"actor", "features_extractor"}),
     ):
         model = sparse_model(algorithm, kind)
-        model.learn(20, callback=QuantizationAware(begin=0))
+        model.learn(20, callback=QuantizationAware(start=0))
         plan = sparse_policy(model).sparsifier.plan
         assert {plan[name].info.network for name in quantized_layers(model)} == expected
 
@@ -194,7 +194,7 @@ def test_default_networks_are_those_that_choose_actions():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_bit_identical_until_it_begins(algorithm):
     models, streams = [], []
-    for callback in (None, aware(algorithm, begin=100)):
+    for callback in (None, aware(algorithm, start=100)):
         model = sparse_model(algorithm)
         model.learn(40, callback=callback)
         models.append(model)
@@ -203,8 +203,8 @@ def test_bit_identical_until_it_begins(algorithm):
     assert th.equal(*streams)
 
 
-@pytest.mark.parametrize(("begin", "total", "expected"), [(0.5, 60, 30), (41, 60, 41), (0, 60, 1), (None, 120, 100)])
-def test_begin(begin, total, expected):
+@pytest.mark.parametrize(("start", "total", "expected"), [(0.5, 60, 30), (41, 60, 41), (0, 60, 1), (None, 120, 100)])
+def test_start(start, total, expected):
     model = sparse_model(DQN)
     found = []
 
@@ -213,20 +213,20 @@ def test_begin(begin, total, expected):
             found.append(model.num_timesteps)
         return True
 
-    callback = QuantizationAware() if begin is None else QuantizationAware(begin=begin)  # by default after 1 / 1.2
+    callback = QuantizationAware() if start is None else QuantizationAware(start=start)  # by default after 1 / 1.2
     model.learn(total, callback=[callback, ConvertCallback(watch)])
     assert found[0] == expected
 
 
-def test_begin_counts_the_whole_of_a_continued_training():
+def test_start_counts_the_whole_of_a_continued_training():
     model = sparse_model(DQN)
-    model.learn(40, callback=QuantizationAware(begin=0.75))
+    model.learn(40, callback=QuantizationAware(start=0.75))
     assert quantized_layers(model)
     model = sparse_model(DQN)
     model.learn(40)
-    callback = QuantizationAware(begin=0.75)
+    callback = QuantizationAware(start=0.75)
     model.learn(40, callback=callback, reset_num_timesteps=False)
-    assert callback._begin == 60
+    assert callback.clock.first == 60
     assert quantized_layers(model)
 
 
@@ -245,7 +245,7 @@ def fake_quantized(layer, inputs):
 def test_a_step_trains_on_the_quantized_loss(monkeypatch):
     """One step of stock DQN: target and gradient are those of quantized layers; the target's weights have their own scales."""
     model = sparse_model(DQN, policy_kwargs=dict(net_arch=[16]), target_update_interval=10**6, max_grad_norm=1e9)
-    model.learn(60, callback=QuantizationAware(begin=0, averaging=0.5))
+    model.learn(60, callback=QuantizationAware(start=0, averaging=0.5))
     layers, targets = sparse_policy(model).sparsifier.layers, sparse_policy(model).sparsifier.targets
     for name, layer in layers.items():
         (target,) = targets[name]
@@ -353,12 +353,12 @@ def test_compiled_policies(algorithm, monkeypatch):
 def test_rl_zoo3_makes_the_callback_from_yaml():
     text = """
 callback:
-  - sb3_sparse.QuantizationAware: {bits: 6, input_bits: float, begin: 0.25, networks: [q_net], exempt_layers: last}
+  - sb3_sparse.QuantizationAware: {bits: 6, input_bits: float, start: 0.25, networks: [q_net], exempt_layers: last}
 """
     (callback,) = get_callback_list(yaml.safe_load(text))
     model = sparse_model(DQN)
     model.learn(60, callback=callback)
-    assert callback._begin == 15
+    assert callback.clock.first == 15
     assert {name: (layer.weight_bits, layer.quantizer.input_bits) for name, layer in quantized_layers(model).items()} == {
         "q_net.q_net.0": (6, None),
         "q_net.q_net.2": (6, 8),
@@ -378,7 +378,7 @@ def test_on_a_gpu():
 def test_log(tmp_path):
     model = sparse_model(DQN)
     model.set_logger(configure(str(tmp_path), ["csv"]))
-    model.learn(60, callback=QuantizationAware(bits=4, begin=0.5), log_interval=1)
+    model.learn(60, callback=QuantizationAware(bits=4, start=0.5), log_interval=1)
     header, *rows = (tmp_path / "progress.csv").read_text().splitlines()
     column = header.split(",").index("quantization/weight_bits")
     assert [rows[0].split(",")[column], rows[-1].split(",")[column]] == ["32", "4"]
@@ -403,11 +403,11 @@ def test_resume_in_the_middle_continues_exactly(algorithm, kind, tmp_path):
 
 def test_resume_before_it_begins(tmp_path):
     model = sparse_model(TD3)
-    model.learn(40, callback=QuantizationAware(begin=60))
+    model.learn(40, callback=QuantizationAware(start=60))
     model.save(tmp_path / "model.zip")
     loaded = TD3.load(tmp_path / "model.zip", env=model.get_env())
     assert not quantized_layers(loaded)
-    loaded.learn(40, callback=QuantizationAware(begin=60), reset_num_timesteps=False)
+    loaded.learn(40, callback=QuantizationAware(start=60), reset_num_timesteps=False)
     assert quantized_layers(loaded)
 
 
@@ -635,11 +635,11 @@ def test_bad_arguments(make, kwargs, message):
 
 
 def test_bad_moments():
-    for begin in (-1, -0.5, 1.5, "late", True):
-        with pytest.raises(ValueError, match="`begin` must be"):
-            QuantizationAware(begin=begin)
-    with pytest.raises(ValueError, match=r"`begin` must be .* got None"):
-        QuantizationAware(begin=None)
+    for start in (-1, -0.5, 1.5, "late", True):
+        with pytest.raises(ValueError, match="`start` must be"):
+            QuantizationAware(start=start)
+    with pytest.raises(ValueError, match=r"`start` must be .* got None"):
+        QuantizationAware(start=None)
 
 
 @pytest.mark.parametrize(
@@ -719,7 +719,7 @@ def test_twice():
         model.policy.sparsifier.set_quantizer(name, None)
     assert "quantizer" not in repr(model.policy)
     assert_invariants(model)
-    model.learn(20, callback=aware(DQN, bits=4, begin=0), reset_num_timesteps=False)
+    model.learn(20, callback=aware(DQN, bits=4, start=0), reset_num_timesteps=False)
     assert {layer.weight_bits for layer in quantized_layers(model).values()} == {4}
 
 
@@ -743,9 +743,9 @@ def test_stock_and_float_models():
         integer_forward(model, observations(model))
     with pytest.raises(ValueError, match="the layer is not quantized"):
         integer_layer(model.policy.action_net)
-    model.learn(4, callback=QuantizationAware(begin=0))  # ... so short that there was one step
+    model.learn(4, callback=QuantizationAware(start=0))  # ... so short that there was one step
     fresh = sparse_model(TD3)
-    fresh.learn(4, callback=QuantizationAware(begin=0))  # ... and here none
+    fresh.learn(4, callback=QuantizationAware(start=0))  # ... and here none
     with pytest.raises(ValueError, match=r"layer 'actor.mu.0' has no range for its inputs yet"):
         integer_forward(fresh, observations(fresh))
 

@@ -247,7 +247,7 @@ def test_dense_policies_become_sparse():
     )
     assert quantized["policy_kwargs"] == {"sparsity": 0.0}
     assert quantized["callback"] == [
-        {"sb3_sparse.QuantizationAware": {"bits": 4, "activation_bits": 5, "input_bits": 8, "begin": 0.5}}
+        {"sb3_sparse.QuantizationAware": {"bits": 4, "activation_bits": 5, "input_bits": 8, "start": 0.5}}
     ]
 
 
@@ -295,14 +295,14 @@ def test_callbacks_in_every_form_stay(written):
 
 def test_updaters_keep_what_the_new_one_understands():
     callback = ["sb3_sparse.SparsityLogger", {"sb3_sparse.callbacks.set_rigl.RigL": RIGL}]
-    kept = {"drop_schedule": "cosine", "every": 50, "drop_fraction": 0.2, "moments": "keep"}
+    kept = {"drop_schedule": "cosine", "every": 50, "drop_fraction": 0.2, "moments": "keep", "skip_step": True}
 
     def updater(params, names="updater", **kwargs):
         found = found_in(params, names, callback=callback, policy_kwargs={"sparsity": 0.5}, **kwargs)
         assert found["callback"][0] == "sb3_sparse.SparsityLogger"
         return found["callback"][1:]
 
-    assert updater({"updater": "rigl"}) == [{"sb3_sparse.RigL": {**kept, "skip_step": True, "sign_split": "half"}}]
+    assert updater({"updater": "rigl"}) == [{"sb3_sparse.RigL": {**kept, "sign_split": "half"}}]
     assert updater({"updater": "set"}) == [{"sb3_sparse.SET": {**kept, "sign_split": "half"}}]
     assert updater({"updater": "static"}) == []
     drop = {"drop_fraction": 0.3, "drop_schedule": "linear"}
@@ -358,7 +358,7 @@ def test_explicit_distributions_give_way_to_a_sampled_sparsity():
 
 def test_pruning_goes_where_the_configuration_or_the_sparsity_says():
     schedule = {"pruning_begin": 0.1, "pruning_length": 0.5, "pruning_updates": 7}
-    expected = {"begin": 0.1, "end": 0.6, "updates": 7}
+    expected = {"start": 0.1, "stop": 0.6, "updates": 7}
     found = found_in({**schedule, "pruning_scope": "global"}, "pruning", policy_kwargs={"sparsity": 0.9, "distribution": "er"})
     assert found["policy_kwargs"] == {"sparsity": 0.0, "distribution": "er"}
     assert found["callback"] == [{"sb3_sparse.GradualPruning": {"final_sparsity": 0.9, **expected, "scope": "global"}}]
@@ -386,8 +386,9 @@ def test_a_preset_that_prunes_gets_its_final_sparsity():
 
 def test_pruning_to_a_sampled_goal_begins_dense():
     """From where it can be reached: pruned weights never return."""
-    pruning = {"final_sparsity": 0.95, "distribution": "uniform", "begin": 0.1, "end": 0.9}
-    callback = {"sb3_sparse.GradualPruning": pruning}
+    pruning = {"final_sparsity": 0.95, "distribution": "uniform", "start": 0.1, "stop": 0.9}
+    old_names = {"start": "begin", "stop": "end"}
+    callback = {"sb3_sparse.GradualPruning": {old_names.get(name, name): value for name, value in pruning.items()}}
     for kwargs in ({"sparsity": 0.5, "distribution": "er"}, {"distribution": {"actor.mu.0": 0.5}}):
         named = {name: value for name, value in kwargs.items() if value == "er"}
         found = found_in({"density_actor": 0.8, "density_critic": 0.8}, "sparsity", policy_kwargs=kwargs, callback=callback)
@@ -399,11 +400,11 @@ def test_pruning_to_a_sampled_goal_begins_dense():
         assert "distribution" not in spread["callback"][0]["sb3_sparse.GradualPruning"]
         n_m = found_in({"pattern": "1:4"}, "pattern", policy_kwargs=kwargs, callback=callback)
         assert n_m["policy_kwargs"] == {"sparsity": 0.0, "pattern": "1:4"}
-        assert n_m["callback"] == [{"sb3_sparse.GradualPruning": {"begin": 0.1, "end": 0.9}}]
+        assert n_m["callback"] == [{"sb3_sparse.GradualPruning": {"start": 0.1, "stop": 0.9}}]
     # Across layers there is no distribution, so that is not sampled where there is one
     schedule = {"pruning_begin": 0.2, "pruning_length": 0.5, "pruning_updates": 9}
     found = found_in(schedule, "pruning", callback=callback)
-    assert found["callback"] == [{"sb3_sparse.GradualPruning": {**pruning, "begin": 0.2, "end": 0.7, "updates": 9}}]
+    assert found["callback"] == [{"sb3_sparse.GradualPruning": {**pruning, "start": 0.2, "stop": 0.7, "updates": 9}}]
 
 
 def test_hindsight_replay_is_searched_by_the_zoo():
@@ -559,4 +560,4 @@ def test_the_policy_of_a_sample_is_what_it_says():
     for network, density in (("actor", 0.1), ("critic", 0.3)):
         layers = [sparsifier.layers[name] for name in sparsifier.networks[network]]
         assert sum(layer.n_active for layer in layers) == round(density * sum(layer.weight.numel() for layer in layers))
-    assert RigL(5, 0.3).every == 5
+    assert RigL(5, 0.3).clock.every == 5

@@ -75,7 +75,7 @@ def test_values_of_rlx2_on_hopper():
     assert isinstance(values["action_noise"], NormalActionNoise)
     assert values["action_noise"]._sigma.shape == (3,)
     assert isinstance(values["callback"][0], RigL)
-    assert (values["callback"][0].every, values["callback"][0].skip_step) == (10_000, True)
+    assert (values["callback"][0].clock.every, values["callback"][0].skip_step) == (10_000, True)
     assert "env" not in values
 
 
