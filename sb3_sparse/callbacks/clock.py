@@ -29,7 +29,7 @@ def check_moment(name: str, value: Any, *, optional: bool = True) -> None:
     if value is None and optional:
         return
     is_number, is_integer = isinstance(value, Real) and not isinstance(value, bool), isinstance(value, Integral)
-    if not is_number or not (0 <= value and (is_integer or value <= 1)):
+    if not is_number or not (value >= 0 and (is_integer or value <= 1)):
         allowed = "a float in [0, 1] (fraction of the training) or an integer (environment steps)"
         raise ValueError(f"`{name}` must be {'None, ' if optional else ''}{allowed}, got {value!r}")
 

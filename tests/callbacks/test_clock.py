@@ -70,7 +70,7 @@ def test_a_training_that_ends_before_it_learns_is_no_mistake():
 @given(st.integers(1, 50), st.integers(0, 300), st.integers(1, 300), st.integers(1, 400), st.data())
 def test_every_tick_of_a_divided_clock_is_met_once(updates, start, length, total, data):
     clock = set_clock(DividedClock(updates, start=start, stop=start + length), total)
-    timesteps = sorted(data.draw(st.sets(st.integers(0, 700), max_size=30))) + [start + length]
+    timesteps = [*data.draw(st.sets(st.integers(0, 700), max_size=30)), start + length]
     done = met = 0
     for timestep in sorted(timesteps):
         if clock.is_due(timestep, 1, done):
