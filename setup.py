@@ -68,14 +68,33 @@ def engine() -> Extension:
     )
 
 
+def runtime() -> Extension:
+    """The compiled runner of deployed policies; ``optional`` like the engine, and without a line of C++."""
+    folder = Path("sb3_sparse_runtime/csrc")
+    # Integers agree to the last bit everywhere, so no product may be fused with a sum
+    flags = ["-std=c99", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-Wno-unused-function"]
+    links = []
+    if SANITIZE:
+        flags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]
+        links += [f"-fsanitize={SANITIZE}"]
+    return Extension(
+        "sb3_sparse_runtime._compiled",
+        sources=[str(folder / "compiled.c")],
+        depends=[str(folder / "kernels.h")],
+        extra_compile_args=flags,
+        extra_link_args=links,
+        optional=True,
+    )
+
+
 setup(
     packages=[
-        *find_packages(include=["sb3_sparse", "sb3_sparse.*"]),
+        *find_packages(include=["sb3_sparse", "sb3_sparse.*", "sb3_sparse_runtime", "sb3_sparse_runtime.*"]),
         "sb3_sparse.hyperparams",
         *(f"sb3_sparse.hyperparams.{method}" for method in find_namespace_packages("hyperparams")),
     ],
     package_dir={"sb3_sparse.hyperparams": "hyperparams"},
-    package_data={"sb3_sparse": ["py.typed"], "": ["*.yml"]},
-    ext_modules=[] if os.environ.get("SB3_SPARSE_NO_ENGINE") else [engine()],
+    package_data={"sb3_sparse": ["py.typed"], "sb3_sparse_runtime": ["py.typed", "csrc/*.h"], "": ["*.yml"]},
+    ext_modules=[] if os.environ.get("SB3_SPARSE_NO_ENGINE") else [engine(), runtime()],
     cmdclass={"build_ext": BuildEngine},
 )

@@ -10,7 +10,7 @@ version = release = sb3_sparse.__version__
 extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "modules/rooms/modules.rst"]
+exclude_patterns = ["_build", "modules/rooms/modules.rst", "modules/runtime/modules.rst"]
 apidoc_automodule_options = {"members"}
 # One page per folder of the package, made anew by every build
 apidoc_modules = [
@@ -19,7 +19,13 @@ apidoc_modules = [
         "destination": "modules/rooms",
         "exclude_patterns": ["**/__main__.py", "**/_native*"],
         "module_first": True,
-    }
+    },
+    {
+        "path": "../sb3_sparse_runtime",
+        "destination": "modules/runtime",
+        "exclude_patterns": ["**/_compiled*"],
+        "module_first": True,
+    },
 ]
 html_theme = "sphinx_rtd_theme"
 autodoc_default_options = {"ignore-module-all": True, "undoc-members": False}

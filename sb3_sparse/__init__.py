@@ -22,10 +22,12 @@ from sb3_sparse.conversion.quantize import quantize
 from sb3_sparse.conversion.shrink import shrink
 from sb3_sparse.conversion.sparsify import sparsify
 from sb3_sparse.conversion.to_stock import to_stock
+from sb3_sparse.export import export
 from sb3_sparse.policies import SparsePolicyMixin, register_policies, sparse_policy
 from sb3_sparse.tuning.search_for import SearchFor
 from sb3_sparse.utils.old_paths import keep_old_paths
 from sb3_sparse.zoo.presets import preset
+from sb3_sparse_runtime import load_policy
 
 __version__ = version("sb3-sparse")
 
@@ -41,6 +43,8 @@ __all__ = [
     "SearchFor",
     "SparsePolicyMixin",
     "SparsityLogger",
+    "export",
+    "load_policy",
     "preset",
     "quantize",
     "shrink",

@@ -19,7 +19,11 @@ from sb3_sparse.quantization.integer import (
 )
 
 
-def _convolution(layer: nn.Conv2d) -> Convolution:
+def convolution_of(layer: nn.Conv2d) -> Convolution:
+    """
+    :param layer: A convolution that pads with zeros.
+    :return: Its geometry.
+    """
     (down, right), (dilation_y, dilation_x) = layer.stride, layer.dilation
     if layer.padding == "same":
         # As torch does it: what cannot be halved comes after
@@ -63,7 +67,7 @@ def integer_layer(layer: SparseLayer, name: str = "the layer") -> IntegerLayer:
         input_bits=quantizer.input_bits,
         input_scale=scale,
         input_zero_point=zero_point,
-        convolution=_convolution(layer) if isinstance(layer, nn.Conv2d) else None,
+        convolution=convolution_of(layer) if isinstance(layer, nn.Conv2d) else None,
     )
 
 

@@ -1,0 +1,191 @@
+"""From a model to a file or a folder: everything is checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import stable_baselines3
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_sparse.analysis.report import sparsity_report
+from sb3_sparse.export.c.source import Source, arduino_library, check_name, generate, project
+from sb3_sparse.export.decision import decision_of, policy_of
+from sb3_sparse.export.packed import in_half_precision, pack
+from sb3_sparse.export.parity import require_same_decision
+from sb3_sparse.export.targets import check_target, format_of, write_file, write_folder
+from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.utils.checks import require_choice
+from sb3_sparse_runtime.graph import Graph
+from sb3_sparse_runtime.operations import Layer
+
+#: What ``bits`` may be.
+BITS = (None, 32, 16, 8, 7, 6, 5, 4, 3, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Exported:
+    """
+    What an export has written.
+
+    :param path: The file or folder.
+    :param to: Its format.
+    :param graph: The decision that it computes.
+    :param files: All files.
+    :param source: Generated C, None for another format.
+    """
+
+    path: Path
+    to: str
+    graph: Graph
+    files: tuple[Path, ...]
+    source: Source | None = None
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.stat().st_size for file in self.files)
+
+
+def provenance_of(model: BaseAlgorithm, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """
+    Say where a policy comes from.
+
+    :param model: A model.
+    :param extra: What else is known.
+    :return: Where a policy comes from, JSON values.
+    """
+    found = {
+        "algorithm": type(model).__name__,
+        "policy": type(policy_of(model)).__name__,
+        "timesteps": int(model.num_timesteps),
+        "seed": None if model.seed is None else int(model.seed),
+        "sb3_sparse": version("sb3-sparse"),
+        "stable_baselines3": stable_baselines3.__version__,
+        "torch": str(th.__version__),
+    }
+    return {**found, **(extra or {})}
+
+
+def report_of(model: BaseAlgorithm) -> dict[str, Any]:
+    """
+    Say what of a policy is sparse.
+
+    :param model: A model.
+    :return: What of the networks that choose actions is sparse, JSON values; empty for a stock policy.
+    """
+    if not isinstance(policy_of(model), SparsePolicyMixin):
+        return {}
+    report = sparsity_report(model).to_dict()
+    networks = {name: size for name, size in report["networks"].items() if "critic" not in name and "target" not in name}
+    keys = ("sparsity", "n_weights", "n_active", "bytes_with_indices", "bytes_dense", "real_ratio")
+    sizes = {name: {key: size[key] for key in keys} for name, size in networks.items()}
+    return {"networks": sizes, "inference_flops": report["inference_flops"]}
+
+
+def check_bits(graph: Graph, bits: int | None, to: str) -> None:
+    """
+    Refuse a precision that the model does not have.
+
+    :param graph: A decision.
+    :param bits: Bits of a weight that are wanted, None for those it has.
+    :param to: The format.
+    :raises ValueError: If the decision has other ones.
+    """
+    require_choice("bits", bits, BITS)
+    if bits == 16 and to != "packed":
+        raise ValueError(f"`bits`=16 is for `to`='packed'; {to!r} computes with float32 or with integers of 2 to 8 bits")
+    found = sorted({operation.bits for operation in graph.operations if isinstance(operation, Layer)})
+    if bits in (None, 32, 16):
+        if bits is not None and found != [32]:
+            raise ValueError(
+                f"`bits`={bits}: the model is quantized, its weights have {' and '.join(map(str, found))} bits; leave it out"
+            )
+    elif bits not in found or any(other not in (bits, 32) for other in found):
+        raise ValueError(
+            f"`bits`={bits}: the model's weights have {' and '.join(map(str, found))} bits. Quantize it first, "
+            f"sb3_sparse.quantize(model, bits={bits}), or train it with QuantizationAware"
+        )
+
+
+def make_graph(
+    model: BaseAlgorithm, to: str, *, bits: int | None, normalize: VecNormalize | str | None, distribution: bool
+) -> Graph:
+    """
+    The decision that is exported, compared with the model's own.
+
+    :param model: A model.
+    :param to: The format.
+    :param bits: As of :func:`export`, as for the following.
+    :param normalize: Statistics of observations.
+    :param distribution: Whether mean and standard deviation are wanted.
+    :return: The graph.
+    :raises ValueError: If it cannot be exported.
+    """
+    if isinstance(normalize, str):
+        require_choice("normalize", normalize, ("auto",))
+        normalize = model.get_vec_normalize_env()
+    if normalize is not None and not isinstance(normalize, VecNormalize):
+        raise ValueError(f"`normalize` must be a VecNormalize, 'auto' or None, got {normalize!r}")
+    graph = decision_of(model, normalize=normalize, distribution=distribution)
+    check_bits(graph, bits, to)
+    require_same_decision(model, graph, normalize)
+    return in_half_precision(graph) if bits == 16 else graph
+
+
+def export(
+    model: BaseAlgorithm,
+    path: str | Path,
+    *,
+    to: str | None = None,
+    bits: int | None = None,
+    normalize: VecNormalize | str | None = "auto",
+    distribution: bool = False,
+    name: str = "policy",
+    layout: str | None = None,
+    arduino: bool = False,
+    force: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+) -> Exported:
+    """
+    Write down what ``predict(observation, deterministic=True)`` computes, for places without Stable-Baselines3.
+
+    It takes observations as the environment gives them and answers actions as the environment takes them.
+
+    :param model: A model with a sparse or a stock policy. Not changed.
+    :param path: A file, or for C a folder. It is written as a whole or, after an error, not at all.
+    :param to: ``"packed"``: one file for :func:`sb3_sparse.load_policy`. ``"c"``: a folder of C99. None: what the path's
+        ending says.
+    :param bits: Bits of a weight: 16 rounds float32 weights to float16 (packed alone); 2 to 8 make sure that the model is
+        quantized so. None: as the model is.
+    :param normalize: Statistics that its observations were normalised with; ``"auto"``: those of the model's environment.
+    :param distribution: Whether mean and standard deviation of a Gaussian policy are written too (SAC, TQC, PPO, A2C).
+    :param name: What C's functions and files are called.
+    :param layout: C's tables: ``"fast"``, ``"small"`` or ``"dense"``, see :func:`sb3_sparse.export.c.source.generate`. None:
+        ``"fast"``, or ``"small"`` for an Arduino library.
+    :param arduino: With ``to="c"``, whether to write an Arduino library instead of a CMake project.
+    :param force: Whether what is there may be replaced.
+    :param provenance: What else a packed file shall say about where it comes from, JSON values.
+    :return: What was written.
+    :raises ValueError: For arguments out of range, a place that cannot be written to, and policies, spaces, layers or
+        activation functions that cannot be exported, naming them; nothing has been written then.
+    """
+    path = Path(path)
+    to = format_of(path, to)
+    path = check_target(path, to, force=force)
+    check_name(name)
+    if arduino and to != "c":
+        raise ValueError(f"`arduino` is for `to`='c', got {to!r}")
+    graph = make_graph(model, to, bits=bits, normalize=normalize, distribution=distribution)
+    origin = provenance_of(model, provenance)
+    if to == "packed":
+        return Exported(path, to, graph, tuple(write_file(path, pack(graph, report_of(model), origin))))
+    about = f"{origin['algorithm']} policy after {origin['timesteps']:,} steps."
+    source = generate(graph, name, layout=layout or ("small" if arduino else "fast"), about=about)
+    texts = arduino_library(source) if arduino else project(source)
+    return Exported(path, to, graph, tuple(write_folder(path, texts)), source)
