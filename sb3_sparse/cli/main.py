@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sb3_sparse.tuning.arguments import add_tune_arguments
+from sb3_sparse.tuning.arguments import add_tune_arguments, with_question
 from sb3_sparse.utils.command_line import Refusal
 
 DESCRIPTION = "Sparse training for Stable-Baselines3"
@@ -141,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             run(arguments[0], arguments[1:])
         else:
+            if arguments[:1] == ["tune"]:
+                arguments = ["tune", *with_question(arguments[1:])]
             parsed = make_parser().parse_args(arguments)
             parsed.run(parsed)
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:

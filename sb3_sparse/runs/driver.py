@@ -215,6 +215,7 @@ class Driver:
                 else:
                     followers[spec.key] = [spec]
                     self._begin(spec)
+            self.watch(self)
             if not self._running and not again and plan.is_over:
                 return
             if self._running:
@@ -229,7 +230,6 @@ class Driver:
                     again.append(spec)
                 else:
                     finish(spec, finished)
-            self.watch(self)
 
     def _begin(self, spec: RunSpec) -> None:
         folder = self.store.path(spec)

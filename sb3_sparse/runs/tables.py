@@ -51,7 +51,7 @@ def interval(low: float, high: float, digits: int = 1) -> str:
     :param digits: After the point.
     :return: Both, or a dash where nothing is known.
     """
-    return "-" if math.isnan(low) or math.isnan(high) else f"{low:,.{digits}f} to {high:,.{digits}f}"
+    return "-" if math.isnan(low) or math.isnan(high) else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def seeds(n: int, n_failed: int = 0) -> str:

@@ -13,15 +13,27 @@ from sb3_sparse.callbacks.mask_refresh import MaskRefresh
 from sb3_sparse.callbacks.quantization_aware import QuantizationAware
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.tuning.draft import Draft
-from sb3_sparse.tuning.files import read_section
-from sb3_sparse.tuning.merge import Callbacks, algorithm_of, evaluate, plain, policy_of, sparse_twin, write_kwargs
+from sb3_sparse.tuning.merge import Callbacks, algorithm_of, evaluate, policy_of, sparse_twin, write_kwargs
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.zoo.environments import require_packages
-from sb3_sparse.zoo.presets import preset_entry
+from sb3_sparse.zoo.presets import preset_entry, presets_folder
+from sb3_sparse.zoo.sections import plain, read_section, zoo_configuration
 
 #: What a network of sparsity 0 has instead of the configuration's.
 _DENSE_KWARGS = {"sparsity": 0.0, "distribution": "erk", "pattern": "unstructured"}
+#: As in the presets of ``static``.
+_STATIC_SPARSITY = 0.8
 _SPARSE_KWARGS = (*_DENSE_KWARGS, "dense_layers", "initial_mask", "mask_seed")
+
+
+def preset_algorithms(method: str) -> list[str]:
+    """
+    Which algorithms a method has presets for.
+
+    :param method: Name of a method.
+    :return: rl-zoo3's names of them; none for a method that there is not.
+    """
+    return sorted(file.stem for file in (presets_folder() / method).glob("*.yml"))
 
 
 def _section_of_file(file: Path, env: str) -> dict[str, Any]:
@@ -61,11 +73,56 @@ def load_section(
         raise ValueError(f"`env`={env!r} is unknown to gymnasium; is the package that registers it imported?")
     if method is not None and conf_file is not None:
         raise ValueError("`--method` chooses a configuration file, and `--conf-file` names one: give one of them")
-    section = _section_of_file(Path(conf_file), env) if conf_file else preset_entry(method or "static", algo, env)
-    section |= plain(dict(parameters or {}))
+    section = _section_of_file(Path(conf_file), env) if conf_file else section_of_method(method or "static", algo, env)
+    section = merged(section, parameters or {})
     total = section.get("n_timesteps") if steps is None else steps
     section["n_timesteps"] = require_integer("--steps", _whole(total), low=1)
     return section
+
+
+def section_of_method(method: str, algo: str, env: str) -> dict[str, Any]:
+    """
+    What a method says of an environment. ``dense`` and ``static`` are there for every algorithm: where they have no preset, it
+    is rl-zoo3's own configuration, dense, or with masks as sparse as in the presets that there are.
+
+    :param method: Name of the method.
+    :param algo: rl-zoo3's name of the algorithm.
+    :param env: Id of the environment.
+    :return: Its section.
+    :raises ValueError: For a method, algorithm or environment that there is not.
+    """
+    if method not in ("dense", "static") or algo in preset_algorithms(method):
+        return preset_entry(method, algo, env)
+    section = read_section(zoo_configuration(algo), env)
+    if method == "dense":
+        return section
+    draft = Draft(section, algo)
+    draft.make_sparse()
+    draft.set_sparsity(_STATIC_SPARSITY)
+    if not draft.has_convolutions:
+        draft.set_distribution("er")
+    return draft.written()
+
+
+def merged(section: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Other hyperparameters in a configuration. Keyword arguments of the policy and of the replay buffer come beside those that
+    are there, so that ``policy_kwargs:{net_arch: [64, 64]}`` does not cost a network its sparsity.
+
+    :param section: A configuration.
+    :param parameters: What shall be otherwise.
+    :return: A new one.
+    """
+    result = plain(dict(section))
+    for name, value in parameters.items():
+        if name in ("policy_kwargs", "replay_buffer_kwargs") and result.get(name) is not None and value is not None:
+            old, new = evaluate(result[name]), evaluate(value)
+            if not isinstance(new, Mapping):
+                raise ValueError(f"`--params` {name!r} must be a map, got {value!r}")
+            result[name] = write_kwargs(result[name], old, {**old, **new})
+        else:
+            result[name] = plain(value)
+    return result
 
 
 def _whole(number: Any) -> Any:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sb3_sparse.tuning.intervals import margin
+from sb3_sparse.runs.statistics import margin
 from sb3_sparse.tuning.results import Point
 from sb3_sparse.tuning.study import REPORT_SEED, Subject
 from sb3_sparse.utils.files import write_text
@@ -135,18 +135,19 @@ def export(
     return files
 
 
-def export_answer(subject: Subject, folder: Path, study_name: str, line: str, configuration: str) -> Path:
+def export_answer(subject: Subject, folder: Path, study_name: str, title: str, line: str, configuration: str) -> Path:
     """
-    Write the answer to ``--keep`` as rl-zoo3's YAML, under the algorithm's name. What the same study wrote there earlier is
+    Write what came of ``--keep`` as rl-zoo3's YAML, under the algorithm's name. What the same study wrote there earlier is
     removed.
 
     :param subject: What the question is about.
     :param folder: Where to; made if need be.
     :param study_name: Name of the study, for the comment above the configuration.
+    :param title: What it is: the answer, an estimate, or the dense reference.
     :param line: The answer in one line, for the same.
-    :param configuration: YAML of the answer.
+    :param configuration: YAML of it.
     :return: The file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _remove_earlier(subject, folder, study_name)
-    return write_text(folder / f"{subject.algo}.yml", f"{_title('The answer', study_name)}\n# {line}\n{configuration}")
+    return write_text(folder / f"{subject.algo}.yml", f"{_title(title, study_name)}\n# {line}\n{configuration}")

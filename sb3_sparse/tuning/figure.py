@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_sparse.runs.figures import logarithmic_axis
 from sb3_sparse.tuning.objectives import OBJECTIVES
 from sb3_sparse.tuning.results import Point, Tried
 from sb3_sparse.tuning.study import Subject
 from sb3_sparse.utils.figures import write_figure
 
-#: Okabe and Ito's colours, as in :mod:`sb3_sparse.benchmark.plots`.
+#: Okabe and Ito's colours, as everywhere here.
 _FRONT, _DENSE, _TRIAL = "#0072B2", "#D55E00", "#999999"
 
 
@@ -66,7 +67,7 @@ def _draw(axes: Any, subject: Subject, rows: Sequence[Tried], points: Sequence[P
                 zorder=4,
                 label=f"{label}{suffix}",
             )
-    axes.set_xscale("log")
+    logarithmic_axis(axes)
     axes.set_xlabel(OBJECTIVES[cost].label)
     axes.set_ylabel("return")
     axes.grid(alpha=0.25, linewidth=0.6)

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sb3_sparse.tuning.intervals import are_tied, margin
+from sb3_sparse.runs.statistics import are_tied, margin
 from sb3_sparse.utils.figures import position
 
 ACCEPTED, REFUSED, UNDECIDED = "accepted", "refused", "undecided"
@@ -61,7 +61,7 @@ class Decision:
     :param low: One-sided lower limit of the margin.
     :param high: One-sided upper limit.
     :param seeds: Trainings of it.
-    :param is_tied: Whether some of their returns are equal, see :func:`sb3_sparse.tuning.intervals.are_tied`.
+    :param is_tied: Whether some of their returns are equal, see :func:`sb3_sparse.runs.statistics.are_tied`.
     """
 
     sparsity: float
@@ -245,6 +245,21 @@ class Bisection:
                 "nothing has been learnt that could be kept. Give more --steps"
             )
         return self.dense
+
+    def likeliest(self) -> float | None:
+        """
+        Choose what is worth an estimate where nothing was accepted.
+
+        :return: The sparsest whose mean return keeps enough; else the one whose mean return comes nearest to it; None if all
+            that was tried diverged.
+        """
+        tried = [decision for decision in self.decisions if not math.isnan(decision.margin)]
+        if not tried:
+            return None
+        enough = [decision for decision in tried if decision.margin >= 0]
+        if enough:
+            return max(decision.sparsity for decision in enough)
+        return max(tried, key=lambda decision: decision.margin).sparsity
 
     def search(self) -> list[float]:
         """

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, median
 from typing import Any
 
 import optuna
+import yaml
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_sparse.tuning.intervals import mean_interval
+from sb3_sparse.runs.result import COMPLETE, RunResult
+from sb3_sparse.runs.statistics import mean_interval
+from sb3_sparse.runs.store import Store
+from sb3_sparse.tuning.jobs import REASON, by_job, is_over, outcome, was_killed
 from sb3_sparse.tuning.objectives import OBJECTIVES, RETURN
 from sb3_sparse.tuning.pareto import front
-from sb3_sparse.tuning.queue import REASON, by_job, is_over, outcome, was_killed
 from sb3_sparse.tuning.study import REFERENCE, Subject
 
 #: What is known of a trained configuration besides its return.
@@ -58,7 +61,7 @@ def _tried(trials: Sequence[FrozenTrial]) -> Tried:
         state = _STATES[trial.state]
     elif was_killed(trial):
         # Waiting for another attempt, or not
-        state, reason = "killed", f"its process vanished {len(trials)} times" if is_over(trials) else "its process vanished"
+        state, reason = "killed", f"its driver vanished {len(trials)} times" if is_over(trials) else "its driver vanished"
     else:
         state = "diverged" if reason.startswith("diverged") else "failed"
     complete = state == "complete"
@@ -144,27 +147,79 @@ class Point:
         return mean_interval(self.returns, confidence)[1:] if self.returns else (math.nan, math.nan)
 
 
-def points(subject: Subject, rows: Sequence[Tried], report: Sequence[Tried]) -> list[Point]:
+#: What was reported of a trial, by its number.
+Reports = Mapping[int, Sequence[RunResult]]
+
+
+def section_of(subject: Subject, row: Tried) -> dict[str, Any]:
+    """
+    Read what a trial trained.
+
+    :param subject: What the study is about.
+    :param row: The trial.
+    :return: Its configuration.
+    """
+    return yaml.safe_load(row.configuration)[subject.env]
+
+
+def reports(subject: Subject, rows: Sequence[Tried], store: Store, n_seeds: int) -> dict[int, list[RunResult]]:
+    """
+    Find what was reported, now and earlier.
+
+    :param subject: What the study is about.
+    :param rows: Its trials.
+    :param store: Where results lie.
+    :param n_seeds: How many trainings are wanted of each; more that are there are found too.
+    :return: By number of the trial, of those that have any.
+    """
+    found: dict[int, list[RunResult]] = {}
+    for row in rows:
+        index, mine = 0, []
+        while row.state == "complete":
+            result = store.get(subject.reports(section_of(subject, row), index + 1)[-1])
+            if result is None and index >= n_seeds:
+                break
+            mine += [] if result is None else [result]
+            index += 1
+        if mine:
+            found[row.number] = mine
+    return found
+
+
+def reported_rows(subject: Subject, rows: Sequence[Tried], again: Reports) -> list[Tried]:
+    """
+    Which trials a report shows: the front, the dense reference, and what was reported earlier.
+
+    :param subject: What the study is about.
+    :param rows: Jobs of the search.
+    :param again: What was reported.
+    :return: Those that are complete.
+    """
+    asked = [row for row in rows if row.is_dense or row.number in again]
+    chosen = {row.number: row for row in [*tuning_front(subject, rows), *asked] if row.state == "complete"}
+    return list(chosen.values())
+
+
+def points(
+    subject: Subject, rows: Sequence[Tried], again: Reports, latencies: Mapping[int, float] | None = None
+) -> list[Point]:
     """
     The front and the dense reference, as they are reported.
 
     :param subject: What the study is about.
     :param rows: Jobs of the search.
-    :param report: Jobs of the report; empty if nothing was trained again.
+    :param again: What was reported; empty if nothing was trained again.
+    :param latencies: By number of the trial, measured on a quiet machine, in the place of what workers measured.
     :return: Cheapest first, with all that was reported earlier. Not on the front are a configuration whose trainings all
         failed and, where there is a report, one that is not in it yet.
     """
-    again: dict[int, list[Tried]] = {}
-    for other in report:
-        if other.state not in ("waiting", "running"):
-            again.setdefault(other.attributes["of"], []).append(other)
-    asked = [row for row in rows if row.is_dense or row.number in again]
-    chosen = {row.number: row for row in [*tuning_front(subject, rows), *asked] if row.state == "complete"}
     found: list[Point] = []
-    for row in chosen.values():
+    for row in reported_rows(subject, rows, again):
         mine = again.get(row.number, [])
-        good = [other for other in mine if other.state == "complete"]
-        measures = {name: median(other.measures[name] for other in good) for name in MEASURES} if good else row.measures
+        good = [other for other in mine if other.state == COMPLETE]
+        measures = {name: median(known(other)[name] for other in good) for name in MEASURES} if good else dict(row.measures)
+        if latencies is not None and row.number in latencies:
+            measures["latency"] = latencies[row.number]
         is_awaited = bool(again) and not mine
         stands = bool(good) or not again
         found.append(Point(row, tuple(other.mean for other in good), len(mine) - len(good), measures, stands, is_awaited))
@@ -177,6 +232,16 @@ def points(subject: Subject, rows: Sequence[Tried], report: Sequence[Tried]) -> 
     }
     found = [replace(point, on_front=id(point) in kept) for point in found]
     return sorted(found, key=lambda point: (point.measures[subject.objectives[1]], point.row.number))
+
+
+def known(result: RunResult) -> dict[str, float]:
+    """
+    Everything in :data:`MEASURES` of a training.
+
+    :param result: A complete result.
+    :return: By name.
+    """
+    return {**{name: result.costs.get(name, math.nan) for name in MEASURES}, "seconds": result.seconds}
 
 
 def importances(study: optuna.Study, subject: Subject) -> dict[str, dict[str, float]]:

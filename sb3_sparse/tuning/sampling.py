@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomS
 from optuna.trial import Trial, TrialState
 
 from sb3_sparse.tuning.draft import Draft
-from sb3_sparse.tuning.queue import PARAMETERS
+from sb3_sparse.tuning.jobs import PARAMETERS
 from sb3_sparse.tuning.spaces import sample
 from sb3_sparse.tuning.study import Subject
 from sb3_sparse.utils.checks import require_choice

@@ -1,11 +1,14 @@
-"""What a study and the one-line question have in common: everything is checked first, then worker processes train."""
+"""What both questions have in common: everything is checked first, then a driver trains."""
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,109 +17,72 @@ from gymnasium import spaces
 from optuna.storages import BaseStorage
 from stable_baselines3.common.preprocessing import is_image_space
 
+from sb3_sparse.runs.driver import Driver
+from sb3_sparse.runs.local import LocalEngine
+from sb3_sparse.runs.progress import Progress
+from sb3_sparse.runs.result import RunResult
+from sb3_sparse.runs.spec import RunSpec
+from sb3_sparse.runs.store import Store, locked
+from sb3_sparse.runs.training import check_trainable, random_return
 from sb3_sparse.tuning.configuration import dense, load_section
-from sb3_sparse.tuning.pool import Pool
-from sb3_sparse.tuning.progress import Progress
-from sb3_sparse.tuning.queue import Job
-from sb3_sparse.tuning.results import Tried, tried
+from sb3_sparse.tuning.earlier import import_reports
+from sb3_sparse.tuning.questions import Place, Task
 from sb3_sparse.tuning.sampling import check_sampler, sample_section
+from sb3_sparse.tuning.search import Search, Shared
 from sb3_sparse.tuning.spaces import check_configuration
-from sb3_sparse.tuning.storage import open_storage
-from sb3_sparse.tuning.study import TUNING_EPISODES, Subject, load_study, open_study
-from sb3_sparse.tuning.training import check_trainable, random_return
+from sb3_sparse.tuning.storage import file_of, open_storage
+from sb3_sparse.tuning.study import Subject, check_same, load_study, open_study, search_jobs
 from sb3_sparse.utils.checks import require_integer
-from sb3_sparse.utils.files import make_folder
+from sb3_sparse.utils.files import make_folder, write_text
 
 REPORT_SUFFIX = "-report"
 #: Samples of a search that are looked at before a study is refused.
 _SAMPLES = 20
 
 
-@dataclass(frozen=True)
-class Place:
-    """
-    Where a study is and who works on it.
-
-    :param folder: Of its files; None: ``tune/<algorithm>-<environment>``, with ``-keep`` for the one-line question. Made if
-        need be.
-    :param storage: Journal or URL, see :func:`sb3_sparse.tuning.storage.open_storage`; None: ``study.log`` in the folder.
-    :param study_name: None: as the folder.
-    :param workers: Processes of this machine.
-    :param resume: Whether to go on with a study that is there.
-    :param gym_packages: Modules that register the environment, which workers import.
-    """
-
-    folder: Path | None = None
-    storage: str | None = None
-    study_name: str | None = None
-    workers: int = 1
-    resume: bool = False
-    gym_packages: tuple[str, ...] = ()
-
-
 def make_subject(
-    kind: str,
-    algo: str,
-    env: str,
-    *,
-    objectives: Sequence[str],
-    search: Sequence[str],
-    method: str | None,
-    conf_file: str | Path | None,
-    steps: int | None,
-    parameters: Mapping[str, Any] | None,
-    episodes: int,
-    seed: int,
-    seeds: int,
-    sampler: str,
+    task: Task, *, objectives: Sequence[str], search: Sequence[str] = (), seeds: int = 1, sampler: str = "random"
 ) -> Subject:
     """
     Check what a study shall be about, up to making the models of its reference and of a first sample. Nothing is written.
 
-    :param kind: See :class:`Subject`, as for the others that are not explained here.
-    :param algo: rl-zoo3's name of the algorithm.
-    :param env: Id of the environment.
+    :param task: What is asked.
     :param objectives: Checked names.
     :param search: Checked names.
-    :param method: See :func:`sb3_sparse.tuning.configuration.load_section`, as for the next three.
-    :param conf_file: A YAML file.
-    :param steps: Environment steps of a training.
-    :param parameters: Other hyperparameters.
-    :param episodes: Of each evaluation.
-    :param seed: First seed of trainings that choose.
     :param seeds: Trainings of a trial.
     :param sampler: Name of the sampler.
     :return: The subject.
     :raises ValueError: For everything that will not do.
     """
-    require_integer("--episodes", episodes, low=1)
     require_integer("--seeds", seeds, low=1, high=100)
-    require_integer("--seed", seed, low=0, high=TUNING_EPISODES - 1000)
     check_sampler(sampler)
-    section = load_section(algo, env, method=method, conf_file=conf_file, steps=steps, parameters=parameters)
+    algo, env = task.algo, task.env
+    section = load_section(
+        algo, env, method=task.method, conf_file=task.conf_file, steps=task.steps, parameters=task.parameters
+    )
     subject = Subject(
-        kind=kind,
+        kind=task.kind,
         algo=algo,
         env=env,
         objectives=tuple(objectives),
         search=tuple(search),
         section=section,
         n_inputs=None,
-        episodes=episodes,
-        seed=seed,
+        episodes=task.episodes,
+        seed=task.seed,
         seeds=seeds,
         sampler=sampler,
     )
     if search:
         check_configuration(search, algo, section)
     with tempfile.TemporaryDirectory() as folder:
-        seen = check_trainable(subject.task, dense(section, algo), Path(folder))
+        seen = check_trainable(algo, env, dense(section, algo), Path(folder))
         if isinstance(seen, spaces.Box) and not is_image_space(seen):
             subject = replace(subject, n_inputs=math.prod(seen.shape))
         if search:
             _check_samples(subject, Path(folder))
         else:
-            check_trainable(subject.task, section, Path(folder))
+            check_trainable(algo, env, section, Path(folder))
     return subject
 
 
@@ -126,7 +92,7 @@ def _check_samples(subject: Subject, folder: Path) -> None:
         trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=index)).ask()
         section = sample_section(trial, subject)
         try:
-            check_trainable(subject.task, section, folder)
+            check_trainable(subject.algo, subject.env, section, folder)
         except ValueError:
             if index == _SAMPLES - 1:
                 raise
@@ -134,75 +100,159 @@ def _check_samples(subject: Subject, folder: Path) -> None:
             return
 
 
-def default_name(subject: Subject) -> str:
-    """
-    :param subject: What a study is about.
-    :return: Name of the study, and of its folder in ``tune``, unless the user names them.
-    """
-    return f"{subject.algo}-{subject.env.replace('/', '-')}" + ("-keep" if subject.kind == "keep" else "")
-
-
 class Session:
     """
-    A subject, its storage and its workers, which end with the ``with`` block. The constructor opens the study, and checks that
-    it can.
+    A subject, its files and its driver, all workers of which end with the ``with`` block. The constructor opens the study, and
+    checks that it can.
 
     :param subject: What the study is about.
+    :param task: What is asked.
     :param place: Where it is.
-    :raises ValueError: If the storage or the study will not do.
+    :raises ValueError: If the storage or the study will not do, or another process works there.
     """
 
-    def __init__(self, subject: Subject, place: Place) -> None:
+    def __init__(self, subject: Subject, task: Task, place: Place) -> None:
         require_integer("--workers", place.workers, low=1)
-        default = default_name(subject)
-        self.subject, self.place = subject, place
-        self.name = place.study_name or default
-        self.folder = (place.folder or Path("tune") / default).absolute()
+        self.subject, self.place, self.name = subject, place, place.study_name or task.name
+        self.folder = (place.folder or Path("tune") / task.name).absolute()
         if place.storage is None:
             make_folder("--output", self.folder)
-        self.address = place.storage or str(self.folder / "study.log")
-        self.storage: BaseStorage = open_storage(self.address)
-        self.study = open_study(self.storage, self.name, subject, resume=place.resume)
+        # What is asked in one line needs no study, unless several machines share its trainings, or an earlier version made one
+        journal = self.folder / "study.log"
+        default = str(journal) if journal.is_file() else f"sqlite:///{self.folder / 'study.db'}"
+        self.address = place.storage or (default if subject.kind == "search" or journal.is_file() else None)
+        self.storage: BaseStorage | None = None
+        self._study: optuna.Study | None = None
+        self._locks = ExitStack()
+        #: This driver's name, where others share the study.
+        self.driver_name: str | None = None
+        try:
+            self._open()
+        except BaseException:
+            self._locks.close()
+            raise
+
+    def _open(self) -> None:
+        subject, place = self.subject, self.place
+        file = None
+        if self.address is not None:
+            file = file_of(self.address)
+            if file is not None and file.parent.is_dir():
+                self._locks.enter_context(locked(file.with_name(f"{file.name}.driver"), str(file)))
+            self.storage = open_storage(self.address)
+            if self.is_shared or subject.kind == "search" or load_study(self.storage, self.name) is not None:
+                self._study = open_study(self.storage, self.name, subject, resume=place.resume)
         make_folder("--output", self.folder)
-        names = [self.name, self.name + REPORT_SUFFIX]
-        self.pool = Pool(self.storage, self.address, names, self.folder, place.workers, place.gym_packages)
+        if self._study is None:
+            self._open_question()
+        if self.is_shared:
+            self.driver_name = self._own_name()
+        self.store = Store(place.runs or self.folder / "runs", "--runs")
+        if self.storage is not None and file is not None:
+            for name in (self.name, self.name + REPORT_SUFFIX):
+                import_reports(self.storage, name, subject, self.store)
+        engine = LocalEngine(place.workers, self.folder / "workers.log", place.gym_packages)
+        self.driver = Driver(self.store, engine, retry=place.retry)
+
+    def _open_question(self) -> None:
+        """As a study: what it is about is written down, and it must be about the same when somebody goes on with it."""
+        file = self.folder / f"{self.name}.json"
+        if not file.is_file():
+            write_text(file, json.dumps(self.subject.to_json(), indent=1) + "\n")
+        elif not self.place.resume:
+            raise ValueError(
+                f"there is a question {self.name!r} already, {file}: give --resume to go on with it, or another -o"
+            )
+        try:
+            found = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read: {error}. Remove it to ask anew") from error
+        check_same(found, self.name, self.subject)
+
+    def _own_name(self) -> str:
+        """The same after this driver was stopped and is started again in its folder."""
+        file = self.folder / "driver"
+        if not file.is_file():
+            write_text(file, uuid.uuid4().hex)
+        return file.read_text()
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether drivers of other machines work on the same study: those of a server."""
+        return self.address is not None and file_of(self.address) is None
+
+    @property
+    def study(self) -> optuna.Study:
+        """Optuna's study."""
+        assert self._study is not None
+        return self._study
 
     def __enter__(self) -> Session:
+        self.driver.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pool.stop()
+        try:
+            self.driver.__exit__()
+        finally:
+            self._locks.close()
 
-    def work(self, study: optuna.Study, jobs: Sequence[Job], title: str) -> list[Tried]:
+    def search(self, n_trials: int, extra: Callable[[], str]) -> None:
         """
-        :param study: The study, or its report.
-        :param jobs: What is to be done; what is done already is not done again.
+        Try configurations, until so many were tried by whoever works on the study.
+
+        :param n_trials: How many, the dense reference not counted.
+        :param extra: Gives what a line of progress ends with.
+        """
+        assert self.storage is not None
+        jobs = search_jobs(n_trials)
+        plan = Search(self.study, self.storage, self.subject, jobs, self.driver_name)
+        try:
+            self._watched("search", len(jobs), plan.counts, extra)
+            self.driver.work(plan)
+        finally:
+            plan.close()
+
+    def run(self, specs: Sequence[RunSpec], title: str) -> list[RunResult]:
+        """
+        Train, with what other machines do where they share the study.
+
+        :param specs: The trainings.
         :param title: Of the lines that say how far it is.
-        :return: All jobs of the study.
+        :return: Their results.
         """
-        subject = self.subject if study is self.study else self.report_subject
-        self.pool.run(study, jobs, Progress(study, subject, jobs, title, self.place.workers))
-        return tried(study)
+        if not self.is_shared:
+            missing = [spec for spec in specs if self.store.get(spec) is None]
+            self._watched(title, len(missing))
+            return self.driver.run(specs)
+        assert self.storage is not None
+        report = replace(self.subject, kind="report")
+        study = open_study(self.storage, self.name + REPORT_SUFFIX, report, resume=True)
+        plan = Shared(study, self.storage, self.subject, specs, str(self.driver_name), self.driver)
+        try:
+            self._watched(title, len(specs), lambda: (len(plan.results), 0))
+            self.driver.work(plan)
+        finally:
+            plan.close()
+        return [plan.results[spec.key] for spec in specs]
 
-    @property
-    def report_subject(self) -> Subject:
-        """What the report's study is about."""
-        return replace(self.subject, kind="report")
-
-    def report(self, *, create: bool) -> optuna.Study | None:
-        """
-        :param create: Whether to make it.
-        :return: The study of trainings with the reporting seeds, beside the study itself; None if there is none.
-        """
-        name = self.name + REPORT_SUFFIX
-        if not create:
-            return load_study(self.storage, name)
-        return open_study(self.storage, name, self.report_subject, resume=True)
+    def _watched(
+        self,
+        title: str,
+        total: int,
+        counts: Callable[[], tuple[int, int]] | None = None,
+        extra: Callable[[], str] = lambda: "",
+    ) -> None:
+        self.driver.watch = Progress(title, total, len(self.driver.trained), counts, extra)
 
     def random_return(self, seeds: range) -> float:
         """
+        Play without a policy.
+
         :param seeds: Of the episodes.
         :return: Return of a policy that acts at random, in the same environment.
         """
+        subject = self.subject
         with tempfile.TemporaryDirectory() as folder:
-            return random_return(self.subject.task, dense(self.subject.section, self.subject.algo), seeds, Path(folder))
+            section: dict[str, Any] = dense(subject.section, subject.algo)
+            return random_return(subject.algo, subject.env, section, seeds, Path(folder))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
@@ -20,16 +20,12 @@ from optuna.storages.journal import JournalFileBackend
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, ProgrammingError
 
-#: Seconds between two signs of life of a trial, and after how many without one its process counts as gone. Processes of the
-#: same machine are looked at themselves; this is for the others.
+#: Seconds between two signs of life of a driver, and after how many without one it counts as gone. Drivers that share a server
+#: give them; a file has one driver alone.
 HEARTBEAT, GRACE = 60, 600
-#: Environment variable through which workers get the storage.
-STORAGE_VARIABLE = "SB3_SPARSE_STORAGE"
 #: What a storage raises that was there and cannot be reached any more: a database, and a journal besides.
 DATABASE_ERRORS = (StorageInternalError, DatabaseError)
 STORAGE_ERRORS = (*DATABASE_ERRORS, OSError)
-#: Seconds between two attempts at writing a result, the last pause repeated for as long as signs of life are waited for.
-_PAUSES = (1, 5, 20, 60)
 #: Seconds to wait for a server, and for a lock in it.
 _CONNECT_TIMEOUT, _LOCK_TIMEOUT = 10, 30
 #: Seconds in which whoever makes the tables of a new database has made them.
@@ -60,26 +56,6 @@ class WholeLineBackend(JournalFileBackend):
             lock.release()
 
 
-def patiently(write: Callable[[], None]) -> None:
-    """
-    Write what took long to find out: a storage that cannot be reached for a while does not make it undone.
-
-    :param write: Writes it; harmless if done twice.
-    :raises Exception: One of :data:`STORAGE_ERRORS`, after ten minutes of them.
-    """
-    waited, attempt = 0, 0
-    while True:
-        try:
-            return write()
-        except STORAGE_ERRORS as error:
-            pause = _PAUSES[min(attempt, len(_PAUSES) - 1)]
-            if waited + pause > GRACE:
-                raise
-            print(f"the storage cannot be written, next attempt in {pause} s: {error}", flush=True)
-        time.sleep(pause)
-        waited, attempt = waited + pause, attempt + 1
-
-
 def _whole_lines(stream: Any) -> int:
     """Length of a file up to its last line end."""
     size = end = stream.seek(0, os.SEEK_END)
@@ -91,21 +67,6 @@ def _whole_lines(stream: Any) -> int:
             return start + found + 1
         end = start
     return min(end, size)
-
-
-#: The file of each journal that is open.
-_journals: WeakKeyDictionary[BaseStorage, Path] = WeakKeyDictionary()
-
-
-def life_file(storage: BaseStorage, trial_id: int) -> Path | None:
-    """
-    :param storage: A storage.
-    :param trial_id: Number of a trial in it.
-    :return: A file beside a journal that the trial's process touches now and then; None for databases, which record signs of
-        life themselves.
-    """
-    journal = _journals.get(storage)
-    return None if journal is None else journal.with_name(f"{journal.name}.{trial_id}.alive")
 
 
 def is_url(storage: str) -> bool:
@@ -170,13 +131,11 @@ def _open_journal(path: Path) -> JournalStorage:
             raise ValueError(f"`--storage` {path} cannot be written: no permission for {place}")
     try:
         # The journal's lock is a link to this name: a relative one would lead nowhere from another folder
-        storage = JournalStorage(WholeLineBackend(str(path.absolute())))
+        return JournalStorage(WholeLineBackend(str(path.absolute())))
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
         raise ValueError(
             f"`--storage` {path} is not a journal of Optuna ({type(error).__name__}: {error}): give another name"
         ) from error
-    _journals[storage] = path.absolute()
-    return storage
 
 
 def _open_database(storage: str) -> RDBStorage:
@@ -188,14 +147,29 @@ def _open_database(storage: str) -> RDBStorage:
         if url.get_driver_name() == "psycopg" and importlib.util.find_spec("psycopg") is None:
             raise ImportError("PostgreSQL needs psycopg, which is not installed: pip install 'sb3-sparse[postgresql]'")
         connect = {"connect_timeout": _CONNECT_TIMEOUT, "options": f"-c lock_timeout={_LOCK_TIMEOUT}s"}
+    is_file = file_of(storage) is not None
+    if is_file:
+        _write_ahead(url.database)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         return RDBStorage(
             url.render_as_string(hide_password=False),
             engine_kwargs={"connect_args": connect, "pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT,
-            grace_period=GRACE,
+            heartbeat_interval=None if is_file else HEARTBEAT,
+            grace_period=None if is_file else GRACE,
         )
+
+
+def _write_ahead(database: str | None) -> None:
+    """Let others read, such as optuna-dashboard, while the driver writes: a setting that stays with the file."""
+    import sqlite3
+
+    try:
+        with contextlib.closing(sqlite3.connect(str(database), timeout=0.1)) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+    except sqlite3.Error:
+        # What is wrong with it is said by whoever opens it
+        return
 
 
 def open_storage(storage: str) -> BaseStorage:

@@ -1,5 +1,5 @@
 """
-A study in its storage: what it is about is written into it, so that every process does the same, and no other study is taken
+A study in its storage: what it is about is written into it, so that every driver does the same, and no other study is taken
 for it.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -16,14 +16,14 @@ from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
+from sb3_sparse.runs.spec import EPISODE_SEED, RunSpec
+from sb3_sparse.tuning.jobs import Job
 from sb3_sparse.tuning.objectives import OBJECTIVES
-from sb3_sparse.tuning.queue import Job
-from sb3_sparse.tuning.training import Task
 
 #: Under this name a study says what it is about.
 _KEY = "sb3_sparse"
-#: Seeds of the episodes that choose, and of those that are reported, far from those of any training.
-TUNING_EPISODES, REPORT_EPISODES = 1_000_003, 2_000_003
+#: First seeds of the episodes that choose, and of those that are reported, far from those of any training.
+TUNING_EPISODES, REPORT_EPISODES = EPISODE_SEED, 2_000_003
 #: First seed of the trainings that are reported. Those that choose begin at the study's own.
 REPORT_SEED = 1000
 REFERENCE = "dense"
@@ -60,20 +60,31 @@ class Subject:
     sampler: str
 
     @property
-    def task(self) -> Task:
-        """What its trainings have in common."""
-        return Task(self.algo, self.env, self.episodes)
-
-    @property
     def training_seeds(self) -> range:
         """Of the trainings of a trial."""
         return range(self.seed, self.seed + self.seeds)
 
-    @property
-    def episode_seeds(self) -> range:
-        """Of the episodes of an evaluation."""
-        first = REPORT_EPISODES if self.kind == "report" else TUNING_EPISODES
-        return range(first, first + self.episodes)
+    def run(self, section: dict[str, Any], seed: int, *, report: bool = False) -> RunSpec:
+        """
+        A training of this study.
+
+        :param section: The configuration.
+        :param seed: Of the training.
+        :param report: Whether it is one that is reported, in other episodes than those that choose.
+        :return: The training.
+        """
+        first = REPORT_EPISODES if report else TUNING_EPISODES
+        return RunSpec(self.algo, self.env, section, seed, episodes=self.episodes, episode_seed=first)
+
+    def reports(self, section: dict[str, Any], n_seeds: int) -> list[RunSpec]:
+        """
+        The trainings that are reported of a configuration.
+
+        :param section: The configuration.
+        :param n_seeds: How many, with the seeds from :data:`REPORT_SEED` on.
+        :return: They.
+        """
+        return [self.run(section, REPORT_SEED + index, report=True) for index in range(n_seeds)]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
@@ -120,17 +131,20 @@ def load_study(storage: BaseStorage, name: str) -> optuna.Study | None:
         return None
 
 
-def check_same(study: optuna.Study, subject: Subject) -> None:
+def check_same(found: Mapping[str, Any], name: str, subject: Subject) -> None:
     """
-    :param study: A study that is there.
+    See that somebody goes on with what was begun.
+
+    :param found: What a study is about, as :meth:`Subject.to_json` gave it.
+    :param name: Name of the study.
     :param subject: What shall be done.
     :raises ValueError: If the study is about something else; the message says where they differ.
     """
-    found, wanted = subject_of(study).to_json(), subject.to_json()
-    differences = [f"`{name}` {found[name]!r}, not {wanted[name]!r}" for name in wanted if found[name] != wanted[name]]
+    wanted = subject.to_json()
+    differences = [f"`{key}` {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if found.get(key) != value]
     if differences:
         raise ValueError(
-            f"the study {study.study_name!r} is about something else and cannot be resumed with this: it has "
+            f"the study {name!r} is about something else and cannot be resumed with this: it has "
             f"{'; '.join(differences)}. Give another --study-name, or the same arguments as before"
         )
 
@@ -168,7 +182,7 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
             # For optuna-dashboard
             study.set_metric_names([OBJECTIVES[objective].label for objective in subject.objectives])
         study.set_user_attr(_KEY, subject.to_json())
-    check_same(study, subject)
+    check_same(subject_of(study).to_json(), study.study_name, subject)
     return study
 
 
@@ -179,16 +193,3 @@ def search_jobs(n_trials: int) -> list[Job]:
     """
     reference = Job(REFERENCE, {REFERENCE: True, "index": 0})
     return [reference, *(Job(f"search-{index}", {"index": index}) for index in range(1, n_trials + 1))]
-
-
-def report_jobs(configurations: Sequence[tuple[int, str]], n_seeds: int) -> list[Job]:
-    """
-    :param configurations: Number of a trial and its YAML.
-    :param n_seeds: Trainings of each, with the seeds from :data:`REPORT_SEED` on.
-    :return: A job for each training; seed by seed, so that a report that is stopped has something of every configuration.
-    """
-    return [
-        Job(f"trial-{number}-seed-{REPORT_SEED + index}", {"of": number, "seed": REPORT_SEED + index, "configuration": text})
-        for index in range(n_seeds)
-        for number, text in configurations
-    ]

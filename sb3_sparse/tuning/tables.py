@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
 from typing import Any
 
+from sb3_sparse.runs import tables
+from sb3_sparse.runs.result import COMPLETE
+from sb3_sparse.runs.tables import is_nan, markdown
 from sb3_sparse.tuning.objectives import OBJECTIVES
-from sb3_sparse.tuning.results import MEASURES, Point, Tried
+from sb3_sparse.tuning.results import MEASURES, Point, Reports, Tried, known
 from sb3_sparse.tuning.study import Subject
 
 _PARAMETER = "parameter:"
 
 
-def _columns(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """All columns in order of appearance, sampled parameters last."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return sorted(names, key=lambda name: name.startswith(_PARAMETER))
-
-
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """
+    Write a table of this module.
+
     :param rows: By column.
-    :return: CSV with a header; what a row lacks is empty.
+    :return: CSV with a header, sampled parameters last.
     """
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, _columns(rows), lineterminator="\n", restval="")
-    writer.writeheader()
-    writer.writerows({name: "" if _is_nan(value) else value for name, value in row.items()} for row in rows)
-    return stream.getvalue()
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+    return tables.to_csv(rows, _PARAMETER)
 
 
 def trial_rows(rows: Sequence[Tried]) -> list[dict[str, Any]]:
@@ -57,21 +46,24 @@ def trial_rows(rows: Sequence[Tried]) -> list[dict[str, Any]]:
     ]
 
 
-def report_rows(report: Sequence[Tried]) -> list[dict[str, Any]]:
+def report_rows(again: Reports) -> list[dict[str, Any]]:
     """
-    :param report: Jobs of a report.
-    :return: A row for each training.
+    Every training that was reported.
+
+    :param again: What was reported, by trial.
+    :return: A row for each.
     """
     return [
         {
-            "trial": row.attributes["of"],
-            "seed": row.attributes["seed"],
-            "state": row.state,
-            "return": row.mean,
-            **{name: row.measures.get(name, math.nan) for name in MEASURES},
-            "reason": row.reason,
+            "trial": number,
+            "seed": result.spec.seed,
+            "state": result.state,
+            "return": result.mean,
+            **(known(result) if result.state == COMPLETE else dict.fromkeys(MEASURES, math.nan)),
+            "reason": result.reason,
         }
-        for row in report
+        for number, results in again.items()
+        for result in results
     ]
 
 
@@ -109,21 +101,11 @@ def to_json(subject: Subject, points: Sequence[Point]) -> str:
     :return: Both as JSON, with each point's configuration.
     """
     rows = [
-        {name: None if _is_nan(value) else value for name, value in row.items() if not name.startswith(_PARAMETER)}
+        {name: None if is_nan(value) else value for name, value in row.items() if not name.startswith(_PARAMETER)}
         | {"returns": list(point.returns), "sampled": point.row.parameters, "configuration": point.row.configuration}
         for point, row in zip(points, point_rows(points), strict=True)
     ]
     return json.dumps({"study": subject.to_json(), "front": rows}, indent=2) + "\n"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    :param header: Names of the columns.
-    :param rows: Cells; the first column is left-aligned, all others right.
-    :return: A Markdown table.
-    """
-    align = ["---" if index == 0 else "---:" for index in range(len(header))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows)) + "\n"
 
 
 def show_parameter(value: Any) -> str:
@@ -145,18 +127,14 @@ def to_markdown(subject: Subject, points: Sequence[Point]) -> str:
         low, high = point.interval()
         name = "dense" if point.row.is_dense else f"trial {point.row.number}"
         measures = point.measures
-        interval = "-" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
-        seeds = str(len(point.returns))
-        if point.n_failed:
-            seeds += f" ({point.n_failed} of {len(point.returns) + point.n_failed} failed)"
         rows.append(
             [
                 name,
                 "yes" if point.on_front else "not reported yet" if point.is_awaited else "no",
                 f"{100 * measures['sparsity']:.1f} %",
                 f"{point.mean:.1f}",
-                interval,
-                seeds,
+                tables.interval(low, high),
+                tables.seeds(len(point.returns), point.n_failed),
                 f"{point.row.mean:.1f}",
                 f"{measures['flops']:,.0f}",
                 f"{measures['bytes']:,.0f}",

@@ -2,15 +2,15 @@
 The searches inside rl-zoo3's ``--optimize`` and ``--trial-id``: they stand in rl-zoo3's own registries of samplers and
 converters, in front of the stock ones, which go on to serve whoever has nothing sparse.
 
-rl-zoo3 hands a sampler neither the configuration nor the callbacks, and *replaces* ``policy_kwargs`` by what it returns. What
-a sampler is called for can be seen from where it is called: by a method of the ``ExperimentManager`` that has it all.
+rl-zoo3 hands a sampler neither the configuration nor the callbacks, and *replaces* ``policy_kwargs`` by what it returns. The
+``ExperimentManager`` has it all; so its two methods that ask the registries are wrapped, and say which manager it is.
 """
 
 from __future__ import annotations
 
-import inspect
+import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
@@ -69,17 +69,37 @@ def searching(names: Sequence[str] | None) -> Iterator[None]:
         _chosen = before
 
 
-def _calling_manager() -> Any:
-    """The ``ExperimentManager`` one of whose methods has called, None if there is none."""
+class _Managing(threading.local):
+    """The ``ExperimentManager`` whose method this thread is in."""
+
+    manager: Any = None
+
+
+_managing = _Managing()
+#: Methods of the ``ExperimentManager`` that ask a registry.
+_WRAPPED = ("objective", "load_trial")
+
+
+def _wrapped(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def managed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before, _managing.manager = _managing.manager, self
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            _managing.manager = before
+
+    return managed
+
+
+def _wrap_manager() -> None:
+    """Once, whoever calls: a wrapped method knows what it wraps."""
     from rl_zoo3.exp_manager import ExperimentManager
 
-    frame = inspect.currentframe()
-    while frame is not None:
-        candidate = frame.f_locals.get("self")
-        if isinstance(candidate, ExperimentManager):
-            return candidate
-        frame = frame.f_back
-    return None
+    for name in _WRAPPED:
+        method = getattr(ExperimentManager, name)
+        if not hasattr(method, "__wrapped__"):
+            setattr(ExperimentManager, name, _wrapped(method))
 
 
 def require_pandas() -> None:
@@ -202,7 +222,7 @@ class _Sampler:
         self.stock = stock_sampler(algo)
 
     def __call__(self, trial: Any, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
-        manager = _calling_manager()
+        manager = _managing.manager
         if manager is not None and (session := _session(manager)).names is not None:
             return session.sample(trial)
         if self.stock is None:
@@ -225,7 +245,7 @@ class _Converter:
         self.stock = getattr(converter, "stock", converter)
 
     def __call__(self, params: dict[str, Any]) -> dict[str, Any]:
-        manager = _calling_manager()
+        manager = _managing.manager
         if manager is not None and manager.trial_id is not None:
             trial = find_trial(manager.storage, manager.study_name, manager.trial_id)
             if (section := trial_section(trial, self.algo, manager.env_name.gym_id)) is not None:
@@ -243,6 +263,7 @@ def register_searches() -> None:
     """
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 
+    _wrap_manager()
     samplers: dict[str, Any] = HYPERPARAMS_SAMPLER
     converters: dict[str, Any] = HYPERPARAMS_CONVERTER
     for algo in supported_algorithms():

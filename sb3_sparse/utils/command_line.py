@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -49,3 +51,18 @@ def hyperparameter(text: str) -> tuple[str, Any]:
             return name, value
         return name, int(number) if number.is_integer() and "." not in value else number
     return name, value
+
+
+def import_modules(option: str, names: Sequence[str]) -> None:
+    """
+    Import modules that the user names, which register environments.
+
+    :param option: How an error names the option.
+    :param names: Names of the modules.
+    :raises ImportError: If one cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ImportError(f"`{option}` {name!r} cannot be imported: {error}") from error

@@ -48,10 +48,19 @@ class MadeUp:
         self.make, self.size = make, size
         self.submitted: list[RunSpec] = []
         self.stopped = 0
-        self.has_room = True
+        self._taken = 0
+
+    @property
+    def has_room(self) -> bool:
+        """Everything that was submitted is done at the next look."""
+        if self._taken < self.size:
+            return True
+        self._taken = 0
+        return False
 
     def submit(self, spec: RunSpec, folder: Path) -> Future[RunResult]:
         self.submitted.append(spec)
+        self._taken += 1
         future: Future[RunResult] = Future()
         try:
             future.set_result(self.make(spec))

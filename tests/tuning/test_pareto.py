@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sb3_sparse.benchmark import samplers
 from sb3_sparse.benchmark.__main__ import main as benchmark
-from sb3_sparse.tuning.intervals import margin, mean_interval, seeds_without_spread, unseen
+from sb3_sparse.runs.statistics import margin
 from sb3_sparse.tuning.keep import ACCEPTED, FIRST_DENSE, REFUSED, UNDECIDED, Bisection, confirm
 from sb3_sparse.tuning.pareto import dominates, front, hypervolume
 
@@ -62,68 +62,6 @@ def test_samplers_command(capsys):
     for row in rows:
         few, many = float(row[2]), float(row[3])
         assert 0 < few <= many < 100
-
-
-# --- Intervals ---
-
-
-@pytest.mark.parametrize(
-    # Fisher and Yates's table
-    ("probability", "df", "expected"),
-    [(0.975, 1, 12.706), (0.975, 2, 4.303), (0.95, 3, 2.353), (0.9, 4, 1.533), (0.995, 9, 3.250), (0.975, 30, 2.042)],
-)
-def test_intervals_have_the_width_of_students_table(probability, df, expected):
-    values = [float(value) for value in np.random.default_rng(df).normal(size=df + 1)]
-    mean, low, high = mean_interval(values, 2 * probability - 1)
-    unit = np.std(values, ddof=1) / math.sqrt(len(values))
-    assert [(mean - low) / unit, (high - mean) / unit] == pytest.approx([expected] * 2, abs=6e-4)
-
-
-def test_intervals_cover_as_often_as_they_say():
-    generator = random.Random(0)
-    hits = 0
-    for _ in range(2000):
-        _, low, high = mean_interval([generator.gauss(5, 3) for _ in range(3)], 0.9)
-        hits += low <= 5 <= high
-    assert hits / 2000 == pytest.approx(0.9, abs=0.02)
-    assert math.isnan(mean_interval([1.0])[1])
-
-
-@given(returns, returns, st.floats(-1e3, 1e3), st.floats(0.1, 10))
-def test_margin_does_not_depend_on_the_rewards_offset_and_scale(values, dense, shift, scale):
-    kwargs = dict(keep=0.9, confidence=0.9)
-    first = margin(values, dense, floor=-50, **kwargs)
-    assert first[1] <= first[0] <= first[2]
-    moved = [[scale * value + shift for value in some] for some in (values, dense)]
-    # Constant returns have no variance, but for rounding
-    assert margin(*moved, floor=-50 * scale + shift, **kwargs) == pytest.approx(
-        [scale * value for value in first], rel=1e-4, abs=1e-4 * scale
-    )
-
-
-def test_margin_of_negative_returns():
-    """Pendulum: 3 % of what has been learnt, not of -150."""
-    kwargs = dict(keep=0.97, floor=-1250, confidence=0.9)
-    assert margin([-170 - 1e-5, -170 + 1e-5], [-150, -150], **kwargs) == pytest.approx([13, 13, 13], abs=1e-3)
-    assert margin([-190, -190], [-150, -150], **kwargs)[0] == pytest.approx(-7)
-
-
-def test_equal_returns_are_no_proof():
-    """Of two trainings that reach 500, a fraction of 1 - sqrt(0.1) may fail unseen; 22 show that it is less than 10 %."""
-    kwargs = dict(keep=0.9, floor=20, confidence=0.9)
-    assert unseen(2, 0.9) == pytest.approx(1 - 0.1**0.5)
-    assert unseen(60, 0.95) == pytest.approx(3 / 60, rel=0.03)
-    mean, low, high = margin([500, 500], [500] * 3, **kwargs)
-    assert (mean, high) == pytest.approx((48, 48))
-    assert low == pytest.approx(48 - (1 - 0.1**0.5) * 480)
-    needed = seeds_without_spread(0.9, 0.9)
-    assert needed == 22
-    assert margin([500] * needed, [500] * 3, **kwargs)[1] >= 0 > margin([500] * (needed - 1), [500] * 3, **kwargs)[1]
-    # Two equal ones among others are enough to see that returns saturate, and a spread that is larger counts
-    assert margin([500, 499, 500], [500] * 3, **kwargs)[1] < 0 < margin([500, 499, 498], [500] * 3, **kwargs)[1]
-    wide = margin([500, 500, 20], [500] * 3, **kwargs)
-    assert wide[0] - wide[1] == pytest.approx(wide[2] - wide[0])
-    assert wide[0] - wide[1] > unseen(3, 0.9) * (1020 / 3 - 20)
 
 
 # --- The bisection ---

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
+from concurrent.futures import Future
 
 import numpy as np
 import optuna
@@ -20,15 +20,17 @@ from stable_baselines3 import SAC
 
 from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.cli.main import main
-from sb3_sparse.tuning import configuration, objectives, queue, results, sampling, session, study, tables, training, worker
+from sb3_sparse.runs.result import RunResult
+from sb3_sparse.runs.store import Store
+from sb3_sparse.runs.training import check_trainable, model_file
+from sb3_sparse.tuning import configuration, jobs, results, sampling, session, study, tables, timing
+from sb3_sparse.tuning.arguments import with_question
 from sb3_sparse.tuning.figure import plot_front
-from sb3_sparse.tuning.files import as_yaml
-from sb3_sparse.tuning.objectives import RETURN
-from sb3_sparse.tuning.pool import Pool
-from sb3_sparse.tuning.processes import identity
+from sb3_sparse.tuning.questions import FrontQuestion, KeepQuestion
 from sb3_sparse.tuning.storage import open_storage
 from sb3_sparse.utils.command_line import hyperparameter
 from tests.helpers import equal_state
+from tests.runs.subjects import make_result
 from tests.tuning import postgresql
 from tests.tuning.subjects import make_subject, section
 
@@ -62,7 +64,7 @@ def start(folder, *arguments):
 def wait_for(condition, process):
     deadline = time.monotonic() + 500
     while not (found := condition()):
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     return found
@@ -74,23 +76,18 @@ def finished(tmp_path_factory):
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder = tmp_path_factory.mktemp("tune") / "out"
     first = start(folder)
-    wait_for((folder / "study.log").exists, first)
-    storage = open_storage(str(folder / "study.log"))
-    found = wait_for(lambda: study.load_study(storage, "sac-Pendulum-v1"), first)
-
-    def running():
-        return [trial for trial in found.get_trials(states=(TrialState.RUNNING,)) if "configuration" in trial.user_attrs]
-
-    victim = wait_for(running, first)[0]
-    os.kill(victim.user_attrs["worker"]["pid"], signal.SIGKILL)
-    # Somebody else finishes it
-    wait_for(lambda: any(trial.user_attrs.get("replaces") == victim.number for trial in found.trials), first)
-    wait_for(lambda: found.get_trials(states=(TrialState.COMPLETE,)), first)
-    orphans = [trial.user_attrs["worker"]["pid"] for trial in wait_for(running, first)]
-    for pid in [first.pid, *orphans]:
-        os.kill(pid, signal.SIGKILL)
+    store = wait_for(lambda: (folder / "study.db").exists() and Store(folder / "runs"), first)
+    workers = wait_for(lambda: len(children(first.pid)) == 2 and children(first.pid), first)
+    # In its first training
+    wait_for(lambda: len(list(store.folder.glob("*/sac"))) >= 2, first)
+    os.kill(workers[0], signal.SIGKILL)
+    before = wait_for(lambda: len(store.results()) >= 2 and store.results(), first)
+    orphans = children(first.pid)
+    first.kill()
     first.communicate()
-    before = {trial.number: trial for trial in found.get_trials(states=(TrialState.COMPLETE,))}
+    wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in orphans), None)
+    found = study.load_study(open_storage(f"sqlite:///{folder / 'study.db'}"), "sac-Pendulum-v1")
+    left = found.trials
     with pytest.raises(SystemExit) as refusal:
         main(["tune", *TASK, *RUN, *BUDGET, "-o", str(folder)])
     second = start(folder, "--resume", "--export-best", str(folder / "best"))
@@ -98,28 +95,39 @@ def finished(tmp_path_factory):
     assert second.returncode == 0, progress
     return dict(
         folder=folder,
+        store=store,
         study=found,
-        victim=victim,
-        before=before,
+        before={result.spec.key: (folder / "runs" / result.spec.key / "result.json").read_text() for result in before},
+        left=left,
         refusal=str(refusal.value),
         output=output,
         progress=progress,
     )
 
 
-def test_killed_workers_cost_no_finished_trial_and_double_none(finished):
+def children(pid):
+    """Numbers of a process's workers: Python's resource tracker is none."""
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-f", "spawn_main"], capture_output=True, text=True).stdout
+    return [int(line) for line in listed.split()]
+
+
+def test_a_killed_worker_and_a_killed_driver_cost_no_finished_training_and_double_none(finished):
     trials = finished["study"].trials
-    jobs = queue.by_job(trials)
-    assert set(jobs) == {"dense", *(f"search-{index}" for index in range(1, 6))}
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    assert sorted(trial.user_attrs["job"] for trial in complete) == sorted(jobs)
-    for number, trial in finished["before"].items():
-        assert (trials[number].values, trials[number].params) == (trial.values, trial.params)
-    killed = finished["victim"].number
-    assert queue.was_killed(trials[killed])
-    (replacement,) = [trial for trial in trials if trial.user_attrs.get("replaces") == killed]
-    assert replacement.params == trials[killed].params
-    assert replacement.user_attrs["configuration"] == trials[killed].user_attrs["configuration"]
+    names = {"dense", *(f"search-{index}" for index in range(1, 6))}
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 6
+    assert {trial.user_attrs["job"] for trial in trials} == names
+    # What was sampled before is what was trained
+    running = [
+        trial for trial in finished["left"] if trial.state == TrialState.RUNNING and "configuration" in trial.user_attrs
+    ]
+    assert running
+    for trial in running:
+        again = trials[trial.number]
+        assert (again.params, again.user_attrs["configuration"]) == (trial.params, trial.user_attrs["configuration"])
+    # What was finished is as it was, to the byte
+    for key, text in finished["before"].items():
+        assert (finished["store"].folder / key / "result.json").read_text() == text
+    assert all(result.state == "complete" for result in finished["store"].results())
 
 
 def test_a_study_that_is_there_is_not_touched_without_resume(finished):
@@ -209,15 +217,10 @@ def test_plain_rl_zoo3_trains_what_was_exported_to_the_same_agent(finished, tmp_
     command = ["-m", "rl_zoo3.train", *TASK, "-conf", str(best / "sac.yml"), "--seed", "1000", "-f", "logs"]
     subprocess.run([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
     again = SAC.load(tmp_path / "logs/sac/Pendulum-v1_1/Pendulum-v1.zip")
-    (row,) = [
-        row
-        for row in results.tried(
-            study.load_study(open_storage(str(finished["folder"] / "study.log")), "sac-Pendulum-v1-report")
-        )
-        if (row.attributes["of"], row.attributes["seed"]) == (number, 1000)
-    ]
-    folder = finished["folder"] / f"trials/sac-Pendulum-v1-report-{row.number}/seed-1000"
-    reported = SAC.load(folder / "sac/Pendulum-v1_1/Pendulum-v1.zip")
+    (row,) = [row for row in results.tried(finished["study"]) if row.number == number]
+    subject, store = study.subject_of(finished["study"]), finished["store"]
+    (spec,) = subject.reports(results.section_of(subject, row), 1)
+    reported = SAC.load(model_file(store.path(spec), spec))
     assert equal_state(again, reported)
     assert sparsity_report(again).inference.sparse == points[number]["flops"]
 
@@ -243,7 +246,7 @@ def test_another_study_is_refused_and_a_finished_one_trains_nothing(finished, ca
     assert len(finished["study"].trials) == n_trials
 
 
-def test_keep_command(tmp_path):
+def test_keep_command(tmp_path, monkeypatch, capsys, torch_engine):
     """Trainings are made up in test_question.py; here they are real, and long enough that dense is far above random."""
     (tmp_path / "ppo.yml").write_text(
         "CartPole-v1:\n  n_timesteps: 2048\n  policy: sb3_sparse.SparseActorCriticPolicy\n  n_steps: 256\n"
@@ -262,12 +265,30 @@ def test_keep_command(tmp_path):
     dense = [float(row["return"]) for row in rows if (row["report"], row["asked"]) == ("True", "0.0")]
     assert len(dense) == 2
     assert f"dense {np.mean(dense):.1f} (" in line
-    # A network of 32 units with two weights each has learnt nothing
-    assert "no sparsity was shown to keep 50 % at 90 % confidence" in line
+    # A network of 32 units with two weights each has learnt little
+    assert "% sparse keeps " in line
+    assert "an estimate, no sparsity was shown to keep 50 % at 90 % confidence" in line
     assert line.endswith("; --trials ended the search between 0 and 99 % sparse")
     exported = yaml.safe_load((tmp_path / "best/ppo.yml").read_text())["CartPole-v1"]
-    assert exported["policy_kwargs"]["sparsity"] == 0
     assert exported["n_steps"] == 256
+    # Asked again in the new form it goes on, and there is nothing left to train
+    results_before = {file: file.stat().st_mtime for file in (tmp_path / "out/runs").glob("*/result.json")}
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    main(["tune", "keep", "0.5", *command[6:], "--resume"])
+    assert capsys.readouterr().out.splitlines() == [line]
+    assert {file: file.stat().st_mtime for file in (tmp_path / "out/runs").glob("*/result.json")} == results_before
+    with pytest.raises(SystemExit, match="there is a question 'ppo-CartPole-v1-keep' already"):
+        main(command[3:])
+
+
+def test_the_old_form_is_still_understood():
+    assert with_question(["--algo", "sac"]) == ["front", "--algo", "sac"]
+    for old in (["--keep", "0.9", "--algo", "sac"], ["--algo", "sac", "--keep=0.9"]):
+        assert with_question(old) == ["keep", *old]
+    for new in (["front", "--algo", "sac"], ["keep", "0.9"], ["--help"], ["-h"]):
+        assert with_question(new) == new
+    assert with_question([]) == ["front"]
 
 
 # --- Mistakes, before anything is trained ---
@@ -304,10 +325,7 @@ def test_keep_command(tmp_path):
         (["--storage", "postgresql://user:secret@127.0.0.1:1/x"], "cannot be used, it is unreachable or locked"),
         (["--keep", "1.5"], r"`--keep` must be a number in \(0, 1\), got 1.5"),
         (["--keep", "0.9", "--confidence", "0.3"], r"`--confidence` must be in \[0.5, 1\), got 0.3"),
-        (["--keep", "0.9", "--search", "sparsity"], "`--search` cannot be combined with `--keep`"),
         (["--keep", "0.9", "--trials", "4"], "`--trials` must be an integer >= 5, got 4"),
-        (["--confidence", "0.9"], "`--confidence` belongs to `--keep`"),
-        (["--most", "0.9"], "`--most` belongs to `--keep`"),
         (["--keep", "0.9", "--most", "1"], r"`--most` must be a number in \(0, 1\), got 1.0"),
         (["--seed", "2000000"], "`--seed` must be an integer in .0, 999003., got 2000000"),
         (["--gym-packages", "no_such_package"], "`--gym-packages` 'no_such_package' cannot be imported"),
@@ -333,6 +351,21 @@ def test_mistakes_are_said_before_anything_starts(tmp_path, monkeypatch, argumen
         main(["tune", *TASK, *SHORT, *arguments])
     assert list(tmp_path.rglob("*.csv")) == []
     assert not (tmp_path / "tune").exists()
+
+
+def test_options_of_the_other_question_and_a_missing_fraction_are_errors(capsys):
+    for other in (
+        ["keep", "0.9", "--search", "sparsity"],
+        ["front", "--confidence", "0.9"],
+        ["--keep", "0.9", "--seeds", "2"],
+    ):
+        with pytest.raises(SystemExit) as error:
+            main(["tune", *other, *TASK])
+        assert error.value.code == 2
+        assert f"unrecognized arguments: {other[-2]}" in capsys.readouterr().err
+    for wrong in (["keep", *TASK], ["keep", "0.9", "--keep", "0.8", *TASK]):
+        with pytest.raises(SystemExit, match="`tune keep` needs one FRACTION to keep"):
+            main(["tune", *wrong])
 
 
 def test_hyperparameters_are_numbers_where_they_look_like_it():
@@ -386,13 +419,23 @@ def test_two_machines_share_a_study_in_postgresql(tmp_path):
         outputs = [[text.decode() for text in process.communicate(timeout=500)] for process in both]
         assert [process.returncode for process in both] == [0, 0], outputs
         storage = open_storage(url)
-        for name, n_jobs in (("sac-Pendulum-v1", 4), ("sac-Pendulum-v1-report", None)):
-            jobs = queue.by_job(study.load_study(storage, name).trials)
-            assert n_jobs is None or len(jobs) == n_jobs
-            for trials in jobs.values():
+        counts = []
+        for name in ("sac-Pendulum-v1", "sac-Pendulum-v1-report"):
+            found = jobs.by_job(study.load_study(storage, name).trials)
+            for trials in found.values():
                 assert [trial.state for trial in trials] == [TrialState.COMPLETE]
-                assert "worker" in trials[0].user_attrs
-        tables_of = [output.partition("written to")[0] for output, _ in outputs]
+            counts.append({trials[0].user_attrs[jobs.DRIVER] for trials in found.values()})
+        assert len(jobs.by_job(study.load_study(storage, "sac-Pendulum-v1").trials)) == 4
+        names = {(tmp_path / name / "driver").read_text() for name in ("one", "two")}
+        assert all(drivers <= names for drivers in counts)
+        # Each has every result that is reported, whoever trained it
+        reported = [
+            {result.spec.key for result in Store(tmp_path / name / "runs").results() if result.spec.seed == 1000}
+            for name in ("one", "two")
+        ]
+        assert reported[0] == reported[1] != set()
+        # All but the latency, which each of them measures for the models that it has
+        tables_of = [[line.split("|")[:11] for line in output.splitlines() if line.startswith("| ")] for output, _ in outputs]
         assert tables_of[0] == tables_of[1]
     texts = [text for pair in outputs for text in pair]
     texts += [
@@ -404,61 +447,20 @@ def test_two_machines_share_a_study_in_postgresql(tmp_path):
 # --- Trials that fail ---
 
 
-def test_failed_and_diverged_trials_are_recorded_and_not_fatal(tmp_path):
-    storage = optuna.storages.InMemoryStorage()
-    subject = make_subject()
-    found = study.open_study(storage, "study", subject, resume=False)
-
-    def job(name, **changes):
-        text = as_yaml(subject.env, configuration.dense(section(**changes), "sac"))
-        return queue.Job(name, {"configuration": text, "seed": 0})
-
-    jobs = [job("diverges", learning_rate=1e20), job("fails", gamma="no number"), job("works")]
-    queue.fill(found, jobs)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        while (trial := queue.claim(found, storage)) is not None:
-            worker._do(found, storage, trial, tmp_path)
-    diverged, failed, works = results.tried(found)
-    assert (diverged.state, failed.state, works.state) == ("diverged", "failed", "complete")
-    assert "is not finite after" in diverged.reason
-    assert failed.reason.startswith("TypeError: ")
-    assert math.isfinite(works.mean)
-    assert all(queue.is_over(trials) for trials in queue.by_job(found.trials).values())
-    rows = list(csv.DictReader(tables.to_csv(tables.trial_rows(results.tried(found))).splitlines()))
-    assert [row["state"] for row in rows] == ["diverged", "failed", "complete"]
-    assert rows[0]["return"] == ""
-
-
-def test_a_worker_whose_trial_was_given_away_records_nothing(tmp_path, capsys):
-    storage = optuna.storages.InMemoryStorage()
-    found = study.open_study(storage, "study", make_subject(), resume=False)
-    queue.fill(found, [queue.Job("a")])
-    trial = queue.claim(found, storage)
-    storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-    worker._record(found, trial, {"flops": 2.0}, [1.0, 2.0], None)
-    worker._record(found, trial, {}, None, "too late")
-    assert found.trials[0].values is None
-    assert queue.was_killed(found.trials[0])
-    assert capsys.readouterr().out.count("was given to another process") == 2
-
-
 @pytest.mark.parametrize("dense", ["complete", "failed"])
 def test_a_search_of_which_nothing_can_be_trained_is_an_error(dense, tmp_path, monkeypatch):
     """The dense reference is no answer."""
 
-    def run_trial(section, *_):
-        if dense == "failed" or configuration.evaluate(section["policy_kwargs"])["sparsity"] != 0:
-            raise OverflowError("too sparse for this test")
-        return {"returns": [1.0], RETURN: 1.0, **dict.fromkeys(results.MEASURES, 1.0)}
+    def execute(engine, spec, folder):
+        future = Future()
+        is_dense = configuration.evaluate(spec.section["policy_kwargs"])["sparsity"] == 0
+        if dense == "failed" or not is_dense:
+            future.set_result(RunResult(spec, "failed", reason="OverflowError: too sparse for this test"))
+        else:
+            future.set_result(make_result(spec))
+        return future
 
-    def run(pool, found, jobs, watch):
-        queue.fill(found, jobs)
-        while (trial := queue.claim(found, pool.storage)) is not None:
-            worker._do(found, pool.storage, trial, pool.folder)
-
-    monkeypatch.setattr(worker, "run_trial", run_trial)
-    monkeypatch.setattr(Pool, "run", run)
+    monkeypatch.setattr(session.LocalEngine, "submit", execute)
     with pytest.raises(
         SystemExit, match="none of the 2 sampled configurations was trained to its end: OverflowError: too sparse"
     ):
@@ -467,13 +469,50 @@ def test_a_search_of_which_nothing_can_be_trained_is_an_error(dense, tmp_path, m
         assert [row["state"] for row in csv.DictReader(file)] == [dense, "failed", "failed"]
 
 
+@pytest.mark.parametrize("objectives", ["return,latency", "return,bytes"])
+def test_latencies_are_measured_again_when_nothing_is_trained(objectives, tmp_path, monkeypatch):
+    """Beside other workers a latency was 1,760 us, alone 533: what a worker says decides nothing."""
+    measured = []
+
+    def execute(engine, spec, folder):
+        future = Future()
+        result = make_result(spec, float(spec.section["policy_kwargs"]["sparsity"] == 0))
+        model_file(folder, spec).parent.mkdir(parents=True)
+        model_file(folder, spec).touch()
+        result.costs["latency"] = 1760.0
+        future.set_result(result)
+        return future
+
+    def latency(model):
+        measured.append(model)
+        return 500.0 + len(measured)
+
+    monkeypatch.setattr(session.LocalEngine, "submit", execute)
+    monkeypatch.setattr(timing, "load_model", lambda file, algo: file)
+    monkeypatch.setattr(timing, "latency", latency)
+    command = ["tune", *TASK, *SHORT, "--objectives", objectives, "--trials", "3", "--report-seeds", "1", "-o", str(tmp_path)]
+    main([*command, "--sampler", "random"])
+    with (tmp_path / "front.csv").open() as file:
+        shown = [float(row["latency"]) for row in csv.DictReader(file)]
+    with (tmp_path / "trials.csv").open() as file:
+        trials = [float(row["latency"]) for row in csv.DictReader(file)]
+    assert all(value < 600 for value in shown)
+    assert len(set(shown)) == len(shown)
+    assert all(value < 600 for value in trials) == ("latency" in objectives)
+    # Each once
+    n_measured = len(measured)
+    assert len(set(measured)) == n_measured
+    main([*command, "--sampler", "random", "--resume"])
+    assert len(measured) == n_measured
+
+
 # --- Parts ---
 
 
 def test_default_names_do_not_collide():
-    assert session.default_name(make_subject()) == "sac-Pendulum-v1"
-    assert session.default_name(make_subject("keep")) == "sac-Pendulum-v1-keep"
-    assert session.default_name(make_subject(env="ALE/Pong-v5")) == "sac-ALE-Pong-v5"
+    assert FrontQuestion(algo="sac", env="Pendulum-v1").name == "sac-Pendulum-v1"
+    assert KeepQuestion(algo="sac", env="Pendulum-v1", fraction=0.9).name == "sac-Pendulum-v1-keep"
+    assert FrontQuestion(algo="sac", env="ALE/Pong-v5").name == "sac-ALE-Pong-v5"
 
 
 def test_a_search_of_stock_hyperparameters_has_a_sparse_policy_to_count():
@@ -492,7 +531,7 @@ def test_one_impossible_sample_does_not_refuse_a_study(tmp_path):
     hopeless = make_subject(section=section(policy_kwargs={"net_arch": [16, 16], "nonsense": 1}))
     trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)).ask()
     with pytest.raises(ValueError, match="cannot be reached"):
-        training.check_trainable(subject.task, sampling.sample_section(trial, subject), tmp_path)
+        check_trainable(subject.algo, subject.env, sampling.sample_section(trial, subject), tmp_path)
     session._check_samples(subject, tmp_path)
     with pytest.raises(ValueError, match=r"cannot train sac on .*nonsense"):
         session._check_samples(hopeless, tmp_path)
@@ -527,28 +566,47 @@ def test_dense_and_sparse_relatives_of_a_configuration():
     assert "callback" not in configuration.dense(gradual, "td3")
 
 
-def test_episodes_do_not_depend_on_what_was_played_before(tmp_path):
-    subject = make_subject()
-    file = tmp_path / "sac.yml"
-    file.write_text(as_yaml(subject.env, section()))
-    manager = training.make_manager(subject.task, file, 0, tmp_path, {"buffer_size": 1})
-    manager.setup_experiment()[0].get_env().close()
-    env = manager.create_envs(1, eval_env=True)
-    policy = training.RandomPolicy(env)
-    first = training.episode_returns(policy, env, [5, 6, 7])
-    assert training.episode_returns(policy, env, [7]) == first[2:]
-    assert training.episode_returns(policy, env, [6, 5]) == [first[1], first[0]]
-    assert len(set(first)) == 3
+@pytest.mark.parametrize("algo", ["a2c", "ppo", "ddpg", "dqn", "qrdqn", "sac", "td3", "tqc", "crossq", "ppo_lstm"])
+@pytest.mark.parametrize("method", ["static", "dense", None])
+def test_every_algorithm_has_a_configuration_to_begin_with(algo, method, tmp_path):
+    """Three of them have presets; the others begin with rl-zoo3's own."""
+    env = (
+        "CartPole-v1"
+        if algo in ("a2c", "ppo", "dqn", "qrdqn")
+        else "CartPoleNoVel-v1"
+        if algo == "ppo_lstm"
+        else "Pendulum-v1"
+    )
+    if algo == "ppo_lstm":
+        env = "PendulumNoVel-v1"
+    found = configuration.load_section(algo, env, method=method, parameters={"n_timesteps": 100_000})
+    kwargs = configuration.evaluate(found.get("policy_kwargs")) or {}
+    if method == "dense":
+        assert "sparsity" not in kwargs
+        assert "Sparse" not in found["policy"]
+    else:
+        sparsity = kwargs["sparsity"]
+        assert (set(sparsity.values()) if isinstance(sparsity, dict) else {sparsity}) == {0.8}
+    assert configuration.evaluate(configuration.with_sparsity(found, algo, 0.5)["policy_kwargs"])["sparsity"] in (
+        0.5,
+        {"actor": 0.5, "critic": 0.5},
+        {"q_net": 0.5},
+    )
+    check_trainable(algo, env, configuration.dense(found, algo), tmp_path)
 
 
-def test_costs_are_the_reports(tmp_path):
-    model = SAC("SparseMlpPolicy", "Pendulum-v1", policy_kwargs=dict(sparsity=0.9, net_arch=[32, 32]), device="cpu")
-    found = objectives.costs(model)
-    size = sparsity_report(model).networks["actor"]
-    assert (found["bytes"], found["parameters"]) == (size.bytes_with_indices, size.n_parameters)
-    assert (found["flops"], found["dense_bytes"]) == (sparsity_report(model).inference.sparse, size.bytes_dense)
-    assert found["sparsity"] == pytest.approx(size.sparsity, abs=1e-6)
-    assert found["latency"] > 0
+def test_given_policy_kwargs_come_beside_the_methods():
+    """``--params policy_kwargs:{net_arch: [16, 16]}`` cost a network its sparsity."""
+    found = configuration.load_section("sac", "Pendulum-v1", parameters={"policy_kwargs": {"net_arch": [16, 16]}})
+    assert found["policy_kwargs"] == {"sparsity": {"actor": 0.8, "critic": 0.8}, "distribution": "er", "net_arch": [16, 16]}
+    base = {"policy_kwargs": "dict(net_arch=[8], activation_fn=nn.Tanh)", "gamma": 0.9}
+    merged = configuration.merged(base, {"policy_kwargs": {"sparsity": 0.5}, "gamma": 0.8})
+    kwargs = configuration.evaluate(merged["policy_kwargs"])
+    assert (kwargs["net_arch"], kwargs["sparsity"], kwargs["activation_fn"].__name__) == ([8], 0.5, "Tanh")
+    assert (merged["gamma"], base["gamma"]) == (0.8, 0.9)
+    assert configuration.merged({}, {"policy_kwargs": {"net_arch": [4]}})["policy_kwargs"] == {"net_arch": [4]}
+    with pytest.raises(ValueError, match="`--params` 'policy_kwargs' must be a map, got 3"):
+        configuration.merged(base, {"policy_kwargs": 3})
 
 
 @pytest.mark.parametrize("sampler", list(sampling.SAMPLERS))
@@ -567,8 +625,7 @@ def test_samplers_are_not_disturbed_by_the_reference_and_repeat_themselves(sampl
             sampling.sample(trial, subject.search, "sac", subject.section, n_inputs=3)
             past.tell(trial, [float(index), float(index % 5)])
         found.add_trials(past.trials)
-        queue.fill(found, [queue.Job("next", {"index": 13})])
-        trial = queue.claim(found, storage)
+        trial = jobs.Jobs(found, storage, [jobs.Job("next", {"index": 13})]).claim()
         chosen = sampling.sample_next(found, trial, subject)
         frozen = found.trials[trial.number]
         assert chosen == sampling.sample(
@@ -582,8 +639,8 @@ def test_samplers_are_not_disturbed_by_the_reference_and_repeat_themselves(sampl
 def test_any_seed_that_is_allowed_seeds_a_sampler(sampler):
     subject = make_subject(sampler=sampler, seed=999_003)
     found = study.open_study(optuna.storages.InMemoryStorage(), "study", subject, resume=False)
-    queue.fill(found, [queue.Job("next", {"index": 30})])
-    assert sampling.sample_next(found, queue.claim(found, found._storage), subject)
+    trial = jobs.Jobs(found, found._storage, [jobs.Job("next", {"index": 30})]).claim()
+    assert sampling.sample_next(found, trial, subject)
 
 
 def test_points_that_fall_off_the_front_are_marked(tmp_path):
@@ -611,12 +668,22 @@ def test_points_that_fall_off_the_front_are_marked(tmp_path):
         tried(4, math.nan, 1, "failed"),
     ]
     assert [row.number for row in results.tuning_front(subject, rows)] == [2, 1, 0]
-    report = [
-        *(tried(10 + seed, mean, 1000, of=0, seed=seed) for seed, mean in enumerate([99.0, 101.0])),
-        *(tried(20 + seed, mean, 100, of=1, seed=seed) for seed, mean in enumerate([50.0, 52.0])),
-        *(tried(30 + seed, 70.0, 50, of=2, seed=seed) for seed in range(2)),
-        tried(40, math.nan, 1000, "diverged", of=0, seed=2),
-    ]
+
+    def reported(of, returns, size):
+        specs = [subject.run({**subject.section, "batch_size": 16 + of}, seed, report=True) for seed in range(len(returns))]
+        found = [
+            make_result(spec, value) if math.isfinite(value) else make_result(spec, state="diverged")
+            for spec, value in zip(specs, returns, strict=True)
+        ]
+        for result in found:
+            result.costs["bytes"] = size
+        return found
+
+    report = {
+        0: reported(0, [99.0, 101.0, math.nan], 1000),
+        1: reported(1, [50.0, 52.0], 100),
+        2: reported(2, [70.0, 70.0], 50),
+    }
     points = results.points(subject, rows, report)
     assert [(point.row.number, point.on_front, point.mean, point.n_failed) for point in points] == [
         (2, True, 70.0, 0),
@@ -626,12 +693,11 @@ def test_points_that_fall_off_the_front_are_marked(tmp_path):
     assert points[1].interval() == pytest.approx((51 - 12.706, 51 + 12.706), abs=1e-2)
     text = tables.to_markdown(subject, points)
     assert "| trial 1 | no |" in text
-    assert "| 2 (1 of 3 failed) |" in text
+    assert "| 2 (few, 1 of 3 failed) |" in text
     files = plot_front(subject, rows, points, tmp_path / "front")
     assert [file.suffix for file in files] == [".png", ".svg"]
     assert "fell off it when trained again" in files[1].read_text()
 
 
-def test_identity_is_json():
-    assert json.loads(json.dumps(identity())) == identity()
+def test_subjects_are_json():
     assert study.Subject.from_json(json.loads(json.dumps(make_subject().to_json()))) == make_subject()

@@ -10,7 +10,9 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from sb3_sparse.tuning import configuration, export, question, results, session, study, tables, training
+from sb3_sparse.runs import result as run_results
+from sb3_sparse.runs.training import check_trainable
+from sb3_sparse.tuning import configuration, export, questions, results, session, sparsest, study, tables
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.files import as_yaml, read_section
 from sb3_sparse.utils import files
@@ -55,7 +57,7 @@ def test_every_preset_can_be_made_as_sparse_as_asked_or_is_refused(name, tmp_pat
         return
     assert not method.startswith("rnm")
     new = configuration.with_sparsity(base, algo, 0.9)
-    training.check_trainable(training.Task(algo, env, 1), new, tmp_path)
+    check_trainable(algo, env, new, tmp_path)
     goals = [kwargs["final_sparsity"] for entry in new.get("callback", []) for kwargs in goal_of(entry)]
     goal = goals[0] if goals else new["policy_kwargs"]["sparsity"]
     assert 0.9 in goal.values() if isinstance(goal, dict) else goal == 0.9
@@ -84,34 +86,29 @@ class World:
     """
 
     def __init__(self, returns):
-        self.returns, self.trained, self.studies = returns, [], {}
+        self.returns, self.trained, self.known = returns, [], {}
 
-    def work(self, mine, found, jobs, title):
-        rows = self.studies.setdefault(found.study_name, {})
-        is_report = found.study_name.endswith(session.REPORT_SUFFIX)
-        for job in jobs:
-            if job.name in rows:
-                continue
-            asked, seed = job.attributes["asked"], job.attributes["seed"]
-            self.trained.append((asked, seed))
-            value = self.returns(asked, is_report, seed % study.REPORT_SEED)
-            failed = isinstance(value, str)
-            state = "failed" if failed else "diverged" if math.isnan(value) else "complete"
-            size = 1000 * (1 - asked)
-            measures = dict.fromkeys(results.MEASURES, 1.0) | {"sparsity": asked, "flops": 2 * size, "bytes": size}
-            measures |= {"dense_flops": 2000.0, "dense_bytes": 1000.0}
-            rows[job.name] = results.Tried(
-                number=len(rows),
-                is_dense=False,
-                state=state,
-                reason=value if failed else "",
-                mean=value if state == "complete" else math.nan,
-                measures=measures if state == "complete" else {},
-                parameters={},
-                configuration=job.attributes["configuration"],
-                attributes={**job.attributes, "job": job.name},
-            )
-        return list(rows.values())
+    def result(self, spec):
+        asked, is_report = spec.section["policy_kwargs"]["sparsity"], spec.episode_seed == study.REPORT_EPISODES
+        self.trained.append((asked, spec.seed))
+        value = self.returns(asked, is_report, spec.seed % study.REPORT_SEED)
+        if isinstance(value, str):
+            return run_results.RunResult(spec, "failed", reason=value)
+        if math.isnan(value):
+            return run_results.RunResult(spec, "diverged", reason="diverged: nan")
+        return made_up(spec, value, asked)
+
+    def run(self, mine, specs, title):
+        return [self.known.get(spec.key) or self.known.setdefault(spec.key, self.result(spec)) for spec in specs]
+
+
+def made_up(spec, value, sparsity=0.0, size=None):
+    """A result without a training."""
+    size = 1000 * (1 - sparsity) if size is None else size
+    costs = dict.fromkeys(results.MEASURES, 1.0) | {"sparsity": sparsity, "flops": 2 * size, "bytes": size}
+    costs |= {"dense_flops": 2000.0, "dense_bytes": 1000.0}
+    evaluation = run_results.Evaluation(spec.n_timesteps, (value,), (1,), {})
+    return run_results.RunResult(spec, "complete", (evaluation,), costs, seconds=1.0)
 
 
 @pytest.fixture
@@ -120,12 +117,12 @@ def ask(monkeypatch, tmp_path):
 
     def asked(returns, fraction=0.97, check=lambda *_: None, **kwargs):
         world = World(returns)
-        monkeypatch.setattr(question, "make_subject", lambda *_, **given: make_subject())
-        monkeypatch.setattr(question, "check_trainable", check)
-        monkeypatch.setattr(session.Session, "work", lambda *arguments: world.work(*arguments))
+        monkeypatch.setattr(sparsest, "make_subject", lambda *_, **given: make_subject())
+        monkeypatch.setattr(sparsest, "check_trainable", check)
+        monkeypatch.setattr(session.Session, "run", lambda *arguments: world.run(*arguments))
         monkeypatch.setattr(session.Session, "random_return", lambda *_: 0.0)
-        place = session.Place(folder=tmp_path / f"out-{next(folders)}")
-        return question.keep("td3", "Pendulum-v1", fraction, place=place, **kwargs), world
+        place = questions.Place(folder=tmp_path / f"out-{next(folders)}")
+        return sparsest.keep("td3", "Pendulum-v1", fraction, place=place, **kwargs), world
 
     return asked
 
@@ -141,7 +138,8 @@ def test_a_confirmed_answer(ask, tmp_path, capsys):
     assert [decision.sparsity for decision in answer.confirmations] == [answer.sparsity]
     mean = 1000 + sum(NOISE[:5]) / 5
     assert re.fullmatch(
-        r"td3 on Pendulum-v1, 150 steps: \S+ % sparse keeps 97 % at 90 % confidence: "
+        r"td3 on Pendulum-v1, 150 steps: \S+ % sparse keeps 100.0 % \(95 % interval 99.9 to 100.1\) of what dense has learnt, "
+        r"shown to keep 97 % at 90 % confidence: "
         rf"\d+ FLOPs \((\S+)x fewer\), \d+ bytes \(\1x fewer\), return {mean:.1f} \(95 % interval 999.6 to 1000.4, 5 seeds\); "
         rf"dense {mean:.1f} \(95 % interval 999.6 to 1000.4, 5 seeds\), random 0.0",
         answer.line,
@@ -168,25 +166,49 @@ def test_what_is_not_confirmed_gives_way_to_the_next(ask, capsys):
     answer, _ = ask(returns)
     assert 0 < answer.sparsity < lucky
     assert [decision.verdict for decision in answer.confirmations] == ["refused", "accepted"]
-    assert f"{100 * answer.sparsity:.1f} % sparse keeps 97 %" in answer.line
+    assert f"{100 * answer.sparsity:.1f} % sparse keeps 100.0 %" in answer.line
     assert f"{100 * lucky:g} % sparse: not confirmed by the reporting seeds, with 5 seeds" in capsys.readouterr().err
 
 
-def test_without_an_answer_the_line_says_why_and_dense_is_exported(ask, tmp_path):
-    answer, _ = ask(below(0.0), export_best=tmp_path)
+def test_without_an_answer_there_is_an_estimate_and_the_line_says_why(ask, tmp_path):
+    """Nothing comes near: of what keeps half the line says so, and what is exported is dense, and says so too."""
+    answer, world = ask(below(0.0), export_best=tmp_path)
     assert answer.sparsity == 0
     assert answer.confirmations == []
-    assert re.search(r": no sparsity was shown to keep 97 % at 90 % confidence \(dense 1000.0 .*, random 0.0\)$", answer.line)
+    assert (answer.estimate.sparsity > 0, answer.estimate.kept) == (True, pytest.approx(0.5))
+    assert re.search(
+        r" % sparse keeps 50.0 % \(95 % interval \S+ to \S+\) of what dense has learnt, an estimate, no sparsity was shown to "
+        r"keep 97 % at 90 % confidence: .* return 500.0 \(.*, 5 seeds\); dense 1000.0 .*, random 0.0$",
+        answer.line,
+    )
+    assert {seed for asked, seed in world.trained if asked == answer.estimate.sparsity} >= set(range(1000, 1005))
+    assert (tmp_path / "td3.yml").read_text().startswith("# No answer: the dense reference of the study")
     kwargs = read_section(str(tmp_path / "td3.yml"), "Pendulum-v1")["policy_kwargs"]
     assert (kwargs["sparsity"], kwargs["net_arch"]) == (0.0, [16, 16])
 
 
-def test_accepted_but_never_confirmed(ask):
-    answer, _ = ask(lambda sparsity, report, seed: (500.0 if report and sparsity else 1000.0) + NOISE[seed])
+def test_what_seems_to_keep_enough_is_exported_as_an_estimate(ask, tmp_path):
+    wild = [-300.0, 200.0, 100.0, -100.0, 50.0, -50.0]
+    answer, _ = ask(lambda sparsity, report, seed: 1000.0 + wild[seed] + 10 * sparsity, export_best=tmp_path)
+    assert answer.sparsity == 0
+    assert answer.estimate.kept == pytest.approx(1.01, abs=0.01)
+    assert answer.estimate.low < 0.97
+    text = (tmp_path / "td3.yml").read_text()
+    assert text.startswith("# An estimate, not shown: what came out of the study 'td3-Pendulum-v1-keep'")
+    assert answer.line in text
+    assert read_section(str(tmp_path / "td3.yml"), "Pendulum-v1")["policy_kwargs"]["sparsity"] == answer.estimate.sparsity
+
+
+def test_accepted_but_never_confirmed(ask, tmp_path):
+    answer, _ = ask(
+        lambda sparsity, report, seed: (500.0 if report and sparsity else 1000.0) + NOISE[seed], export_best=tmp_path
+    )
     assert answer.sparsity == 0
     assert answer.line.endswith("; the 1 accepted not confirmed by the reporting seeds")
     # 99 % passed with the seeds that choose, so the bracket is closed
     assert [decision.verdict for decision in answer.decisions] == ["accepted"]
+    assert (answer.estimate.sparsity, answer.estimate.kept) == (0.99, pytest.approx(0.5))
+    assert (tmp_path / "td3.yml").read_text().startswith("# No answer: the dense reference")
 
 
 def test_the_end_of_the_range_and_of_the_budget_are_said(ask):
@@ -202,7 +224,7 @@ def test_the_end_of_the_range_and_of_the_budget_are_said(ask):
 
 
 def test_percentages_are_not_rounded(ask):
-    assert "keeps 97.5 % at 99.9 % confidence" in ask(below(0.9), 0.975, confidence=0.999)[0].line
+    assert "shown to keep 97.5 % at 99.9 % confidence: " in ask(below(0.9), 0.975, confidence=0.999)[0].line
     assert "shown to keep 99.9 % at 95 % confidence" in ask(below(0.0), 0.999, confidence=0.95)[0].line
 
 
@@ -234,7 +256,9 @@ def test_what_diverges_is_refused_counted_and_shown(ask):
     assert {decision.verdict for decision in answer.decisions} == {"refused"}
     answer, _ = ask(lambda sparsity, report, seed: math.nan if report else 1000.0 + NOISE[seed])
     assert answer.sparsity == 0
-    assert "(dense diverged, random 0.0)" in answer.line
+    assert (
+        "% sparse diverges: no sparsity was shown to keep 97 % at 90 % confidence (dense diverged, random 0.0)" in answer.line
+    )
 
 
 @pytest.mark.parametrize("in_report", [False, True])
@@ -243,7 +267,10 @@ def test_what_fails_otherwise_is_no_answer(ask, in_report):
         return "ValueError: no such thing" if sparsity and report == in_report else 1000.0 + NOISE[seed]
 
     seed = 1000 if in_report else 0
-    with pytest.raises(ChildProcessError, match=rf"99 % sparse with seed {seed} failed: ValueError: no such thing; see .*log"):
+    with pytest.raises(
+        ChildProcessError,
+        match=rf"99 % sparse with seed {seed} failed: ValueError: no such thing; see .*go on with --resume --retry",
+    ):
         ask(returns)
 
 
@@ -270,13 +297,13 @@ def test_folders_are_made_before_anything_is_trained(ask, tmp_path):
 def test_questions_without_an_answer_are_refused_before_anything_is_trained(kwargs, message, tmp_path):
     small = {"learning_starts": 60, "batch_size": 16}
     with pytest.raises(ValueError, match=message):
-        question.keep(
+        sparsest.keep(
             "td3",
             "Pendulum-v1",
             0.97,
             steps=120,
             parameters=small,
-            place=session.Place(folder=tmp_path / "out"),
+            place=questions.Place(folder=tmp_path / "out"),
             export_best=tmp_path / "best",
             **kwargs,
         )
@@ -286,7 +313,7 @@ def test_questions_without_an_answer_are_refused_before_anything_is_trained(kwar
 def test_both_ends_of_the_range_are_made_first(ask):
     made = []
 
-    def check(task, changed, folder):
+    def check(algo, env, changed, folder):
         made.append(changed["policy_kwargs"]["sparsity"])
         if changed["policy_kwargs"]["sparsity"] > 0.97:
             raise ValueError("nothing would be left")
@@ -314,12 +341,16 @@ def tried(number, mean, size, state="complete", **attributes):
     )
 
 
-def reported(of, returns, size):
-    """Reporting trainings of a trial, NaN for one that diverged."""
-    return [
-        tried(100 * (of + 1) + seed, mean, size, "diverged" if math.isnan(mean) else "complete", of=of, seed=1000 + seed)
-        for seed, mean in enumerate(returns)
-    ]
+def reported(*of):
+    """What was reported, each a trial, its returns (NaN for a training that diverged) and its size."""
+    found = {}
+    for row, returns, size in of:
+        specs = FRONT.reports(results.section_of(FRONT, row), len(returns))
+        found[row.number] = [
+            run_results.RunResult(spec, "diverged") if math.isnan(value) else made_up(spec, value, size=size)
+            for spec, value in zip(specs, returns, strict=True)
+        ]
+    return found
 
 
 FRONT = make_subject("search")
@@ -329,10 +360,9 @@ DENSE, SMALL = tried(0, -150.0, 1000.0), tried(1, -160.0, 100.0)
 def test_what_is_not_reported_yet_is_not_on_the_front(tmp_path):
     """It was chosen by its luck, the others are shown without."""
     lucky = tried(2, -100.0, 90.0)
-    report = [*reported(0, [-150.0, -151.0], 1000.0), *reported(1, [-160.0, -161.0], 100.0)]
-    waiting = [tried(900, math.nan, 90.0, "waiting", of=2, seed=1000), tried(901, math.nan, 90.0, "running", of=2, seed=1001)]
-    for more in ([], waiting):
-        points = results.points(FRONT, [DENSE, SMALL, lucky], report + more)
+    report = reported((DENSE, [-150.0, -151.0], 1000.0), (SMALL, [-160.0, -161.0], 100.0))
+    for more in ({}, {2: []}):
+        points = results.points(FRONT, [DENSE, SMALL, lucky], {**report, **more} if more else report)
         shown = {point.row.number: (point.on_front, point.is_awaited, point.mean) for point in points}
         # Trial 1 is dominated by what chose trial 2, and stays as it is reported
         assert shown == {2: (False, True, -100.0), 1: (True, False, -160.5), 0: (True, False, -150.5)}
@@ -342,24 +372,24 @@ def test_what_is_not_reported_yet_is_not_on_the_front(tmp_path):
     figure = plot_front(FRONT, [DENSE, SMALL, lucky], points, tmp_path / "front")[1].read_text()
     assert "fell off it" not in figure
     # Reported, it stands by what it is
-    points = results.points(FRONT, [DENSE, SMALL, lucky], report + reported(2, [-170.0, -172.0], 90.0))
+    points = results.points(FRONT, [DENSE, SMALL, lucky], report | reported((lucky, [-170.0, -172.0], 90.0)))
     assert [(point.row.number, point.on_front, point.mean) for point in points] == [
         (2, True, -171.0),
         (1, True, -160.5),
         (0, True, -150.5),
     ]
     # And before anything is reported, everything stands by what chose it
-    points = results.points(FRONT, [DENSE, SMALL, lucky], [])
+    points = results.points(FRONT, [DENSE, SMALL, lucky], {})
     assert [(point.row.number, point.on_front, point.is_awaited) for point in points] == [(2, True, False), (0, False, False)]
 
 
 def test_survivors_are_marked_and_recommended_last(tmp_path):
-    report = [
-        *reported(0, [-150.0, -152.0, -151.0], 1000.0),
-        *reported(1, [-140.0, math.nan, math.nan], 100.0),
-        *reported(2, [-155.0, -156.0, -157.0], 200.0),
-    ]
     rows = [DENSE, SMALL, tried(2, -155.0, 200.0)]
+    report = reported(
+        (DENSE, [-150.0, -152.0, -151.0], 1000.0),
+        (SMALL, [-140.0, math.nan, math.nan], 100.0),
+        (rows[2], [-155.0, -156.0, -157.0], 200.0),
+    )
     points = results.points(FRONT, rows, report)
     # The survivor's return, better and cheaper than all others, keeps none of them from the front
     assert [(point.row.number, point.on_front, point.n_failed) for point in points] == [
@@ -367,19 +397,19 @@ def test_survivors_are_marked_and_recommended_last(tmp_path):
         (2, True, 0),
         (0, True, 0),
     ]
-    assert "| 1 (2 of 3 failed) |" in tables.to_markdown(FRONT, points)
+    assert "| 1 (few, 2 of 3 failed) |" in tables.to_markdown(FRONT, points)
     assert export.recommended(points, -1250.0)[0].row.number == 2
     export.export(FRONT, points, tmp_path, "name", -1250.0)
     assert "batch_size: 18" in (tmp_path / "td3.yml").read_text()
     assert "return -140.0 (1 reporting seed, 2 of 3 failed), " in (tmp_path / "trial-1.yml").read_text()
     # Nor where nothing is shown of the others, or they keep less
     for returns in ([-100.0, -155.0, -210.0], [-900.0, -901.0, -902.0]):
-        others = results.points(FRONT, rows, [*report[:6], *reported(2, returns, 200.0)])
+        others = results.points(FRONT, rows, report | reported((rows[2], returns, 200.0)))
         point, why = export.recommended([replace(point, on_front=True) for point in others], -1250.0)
         assert point.row.number == 2
         assert "was shown" not in why
     # Where there is nothing else
-    only = results.points(FRONT, rows[:2], report[:6])
+    only = results.points(FRONT, rows[:2], {number: report[number] for number in (0, 1)})
     assert export.recommended(only, -1250.0)[0].row.number == 1
     assert "shown to keep" not in export.recommended(only, -1250.0)[1]
 
@@ -435,7 +465,7 @@ def test_recommended_rarely_claims_what_is_not_so():
 
 
 def test_an_export_removes_what_the_same_study_exported_earlier_and_nothing_else(tmp_path):
-    report = [*reported(0, [-150.0, -151.0], 1000.0), *reported(1, [-160.0, -161.0], 100.0)]
+    report = reported((DENSE, [-150.0, -151.0], 1000.0), (SMALL, [-160.0, -161.0], 100.0))
     both = results.points(FRONT, [DENSE, SMALL], report)
     first = export.export(FRONT, both, tmp_path, "mine", -1250.0)
     assert {file.name for file in first} == {"td3.yml", "trial-1.yml", "dense.yml"}
@@ -450,12 +480,12 @@ def test_an_export_removes_what_the_same_study_exported_earlier_and_nothing_else
     for name, content in others.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "trial-10.yml").mkdir()
-    export.export(FRONT, results.points(FRONT, [DENSE], report[:2]), tmp_path, "mine", -1250.0)
+    export.export(FRONT, results.points(FRONT, [DENSE], {0: report[0]}), tmp_path, "mine", -1250.0)
     assert {file.name for file in tmp_path.iterdir()} == {"dense.yml", "trial-10.yml", *others}
     assert all((tmp_path / name).read_text() == content for name, content in others.items())
     # The answer to --keep likewise
     export.export(FRONT, both, tmp_path, "mine", -1250.0)
-    file = export.export_answer(FRONT, tmp_path, "mine", "one line", SMALL.configuration)
+    file = export.export_answer(FRONT, tmp_path, "mine", "The answer", "one line", SMALL.configuration)
     assert {file.name for file in tmp_path.iterdir()} == {"td3.yml", "trial-10.yml", *others}
     assert file.read_text().splitlines()[:2] == ["# The answer of the study 'mine' of sb3-sparse tune", "# one line"]
     assert read_section(str(file), "Pendulum-v1")["batch_size"] == 17
