@@ -22,6 +22,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
 from sb3_sparse import sparse_policy
+from sb3_sparse.nn.state_dict import revealed
 
 OFF_POLICY = [TD3, DDPG, SAC, TQC, CrossQ, DQN, QRDQN]
 ON_POLICY = [PPO, A2C, MaskablePPO, RecurrentPPO]
@@ -201,7 +202,7 @@ def equal_state(first: BaseAlgorithm, second: BaseAlgorithm, *, ignore_masks: bo
 
     def flat(value: Any, path: str, out: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict):
-            for key, item in value.items():
+            for key, item in revealed(value).items():
                 flat(item, f"{path}/{key}", out)
         elif isinstance(value, list):
             for key, item in enumerate(value):

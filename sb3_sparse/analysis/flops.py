@@ -1,23 +1,25 @@
 """
 Exact counts: FLOPs of whatever a policy computes.
 
-FLOPs are counted where they happen: hooks on every Linear, Conv2d and LSTM record each call and each backward pass through
-it while the real networks run once on dummy data. A multiply-add is 2 FLOPs, biases and activations count nothing, as in
+FLOPs are counted where they happen: hooks on every Linear, Conv2d and recurrent layer record each call and each backward pass
+through it while the real networks run once. A multiply-add is 2 FLOPs, biases and activations count nothing, as in
 ``torch.utils.flop_counter``, which gives the same numbers at sparsity 0 (a test compares them). The sparse count multiplies
-by the positions that exist instead of by all.
+by the positions that exist instead of by all. Where a policy has other modules with weights, that counter says what they add.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch as th
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from sb3_sparse.nn.layers import SparseLayer
+from sb3_sparse.nn.layers import SPARSE_CLASSES, SparseLayer
 
 
 @dataclass
@@ -29,6 +31,11 @@ class Flops:
 
     sparse: float = 0.0
     dense: float = 0.0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether they could be counted."""
+        return not math.isnan(self.sparse)
 
     def __mul__(self, factor: float) -> Flops:
         return Flops(self.sparse * factor, self.dense * factor)
@@ -54,33 +61,66 @@ def _applications(layer: nn.Module, output: th.Tensor) -> int:
     return output.numel() // layer.out_features
 
 
-def _lstm_weights(lstm: nn.LSTM) -> int:
-    return sum(parameter.numel() for name, parameter in lstm.named_parameters() if name.startswith("weight"))
+def _recurrent_weights(module: nn.RNNBase) -> int:
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if name.startswith("weight"))
+
+
+def _has_others(module: nn.Module) -> bool:
+    """Whether there are weights that no hook sees at work."""
+    known = (nn.Linear, nn.Conv2d, nn.RNNBase)
+    return any(
+        not isinstance(part, known) and any(parameter.ndim > 1 for parameter in part.parameters(recurse=False))
+        for part in module.modules()
+    ) or any(
+        type(part) not in (*SPARSE_CLASSES, *SPARSE_CLASSES.values())
+        for part in module.modules()
+        if isinstance(part, known[:2])
+    )
 
 
 class _Recorder:
-    def __init__(self) -> None:
-        self.total = Flops()
+    def __init__(self, counter: FlopCounterMode | None) -> None:
+        self.counter = counter
+        self._hooked = Flops()
+        #: What of it torch's counter sees, too.
+        self._seen = 0.0
+        self._before: dict[nn.Module, int] = {}
+
+    @property
+    def total(self) -> Flops:
+        """Everything so far."""
+        if self.counter is None:
+            return self._hooked
+        others = self.counter.get_total_flops() - self._seen
+        return self._hooked + Flops(others, others)
 
     def on_layer(self, layer: nn.Module, inputs: tuple[th.Tensor, ...], output: th.Tensor) -> None:
         assert isinstance(layer.weight, th.Tensor)
         applications = _applications(layer, output)
         once = Flops(2.0 * n_active(layer) * applications, 2.0 * layer.weight.numel() * applications)
-        self._record(once, output, layer.weight.requires_grad + inputs[0].requires_grad)
+        self._record(once, output, layer.weight.requires_grad + inputs[0].requires_grad, seen=True)
 
-    def on_lstm(self, lstm: nn.LSTM, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
-        steps = inputs[0].numel() // lstm.input_size
-        once = Flops(2.0 * _lstm_weights(lstm) * steps, 2.0 * _lstm_weights(lstm) * steps)
-        self._record(once, output[0], 2)
+    def before_recurrent(self, module: nn.Module, inputs: Any) -> None:
+        if self.counter is not None:
+            self._before[module] = self.counter.get_total_flops()
 
-    def _record(self, once: Flops, output: th.Tensor, backward_products: int) -> None:
-        self.total += once
+    def on_recurrent(self, module: nn.RNNBase, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
+        if self.counter is not None and self.counter.get_total_flops() != self._before[module]:
+            return  # not fused here: torch's counter sees its products
+        steps = inputs[0].numel() // module.input_size
+        n_flops = 2.0 * _recurrent_weights(module) * steps
+        self._record(Flops(n_flops, n_flops), output[0], 2, seen=False)
+
+    def _record(self, once: Flops, output: th.Tensor, backward_products: int, *, seen: bool) -> None:
+        self._add(once, seen)
         if output.requires_grad:
             # Fires only if this call's output takes part in a backward pass
-            output.register_hook(lambda grad: self._add(once * backward_products))
+            output.register_hook(lambda grad: self._add(once * backward_products, seen))
 
-    def _add(self, flops: Flops) -> None:
-        self.total += flops
+    def _add(self, flops: Flops, seen: bool) -> None:
+        self._hooked += flops
+        if seen:
+            self._seen += flops.dense
 
 
 @contextmanager
@@ -91,15 +131,18 @@ def count_flops(module: nn.Module) -> Iterator[_Recorder]:
     :param module: A policy or any other module.
     :return: An object whose ``total`` is a :class:`Flops`.
     """
-    recorder = _Recorder()
+    counter = FlopCounterMode(display=False) if _has_others(module) else None
+    recorder = _Recorder(counter)
     handles = []
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
             handles.append(layer.register_forward_hook(recorder.on_layer))
-        elif isinstance(layer, nn.LSTM):
-            handles.append(layer.register_forward_hook(recorder.on_lstm))
+        elif isinstance(layer, nn.RNNBase):
+            handles.append(layer.register_forward_pre_hook(recorder.before_recurrent))
+            handles.append(layer.register_forward_hook(recorder.on_recurrent))
     try:
-        yield recorder
+        with counter or nullcontext():
+            yield recorder
     finally:
         for handle in handles:
             handle.remove()

@@ -8,8 +8,7 @@ test compares the count with ``torch.utils.flop_counter`` around the real ``trai
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch as th
@@ -17,10 +16,11 @@ from sb3_contrib import QRDQN, TQC, CrossQ, MaskablePPO, RecurrentPPO
 from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3 import A2C, DQN, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.preprocessing import get_obs_shape
 from stable_baselines3.common.type_aliases import PyTorchObs
 
 from sb3_sparse.analysis.flops import Flops, count_flops
+from sb3_sparse.policies.passes import copied, lstm_states, sample, seen_observations, to_tensor
+from sb3_sparse.utils.randomness import devices_of, undisturbed_randomness
 
 #: Two samples: batch normalisation needs more than one, and FLOPs are proportional to the batch.
 N_SAMPLES = 2
@@ -90,18 +90,14 @@ def _on_policy(policy: Any, model: Any, obs: PyTorchObs, actions: th.Tensor) -> 
 
 
 def _recurrent(policy: Any, model: Any, obs: PyTorchObs, actions: th.Tensor) -> list[tuple[Update, float]]:
-    states, episode_starts = _lstm_states(policy)
+    found = lstm_states(policy, N_SAMPLES)
+    assert found is not None
+    states, episode_starts = found
 
     def step() -> None:
         _sum_evaluation(*policy.evaluate_actions(obs, actions, RNNStates(states, states), episode_starts)).backward()
 
     return [(step, 1.0)]
-
-
-def _lstm_states(policy: Any) -> tuple[tuple[th.Tensor, th.Tensor], th.Tensor]:
-    n_layers, _, hidden_size = policy.lstm_hidden_state_shape
-    zeros = th.zeros(n_layers, N_SAMPLES, hidden_size, device=policy.device)
-    return (zeros, zeros), th.zeros(N_SAMPLES, device=policy.device)
 
 
 _UPDATES: dict[type[BaseAlgorithm], Callable[..., list[tuple[Update, float]]]] = {
@@ -118,15 +114,6 @@ _UPDATES: dict[type[BaseAlgorithm], Callable[..., list[tuple[Update, float]]]] =
 }
 
 
-def _dummy_batch(policy: Any) -> tuple[PyTorchObs, th.Tensor]:
-    def zeros(shape: tuple[int, ...]) -> th.Tensor:
-        return th.zeros(N_SAMPLES, *shape, device=policy.device)
-
-    shape = get_obs_shape(policy.observation_space)
-    obs = {key: zeros(value) for key, value in shape.items()} if isinstance(shape, dict) else zeros(shape)
-    return obs, zeros(policy.action_space.shape)
-
-
 def batch_size(model: BaseAlgorithm) -> int:
     """
     :param model: A model of any algorithm.
@@ -135,38 +122,73 @@ def batch_size(model: BaseAlgorithm) -> int:
     return model.n_steps * model.n_envs if isinstance(model, A2C) else getattr(model, "batch_size", 1)
 
 
+def _policies(policy: Any) -> Iterator[Any]:
+    """Copies of a policy that may take what stock preprocessing makes of observations: as it is, or in float32."""
+    yield copied(policy)
+    if next(policy.parameters()).dtype != th.float32:
+        yield copied(policy).float()
+
+
+def _counted(policy: Any, observations: Any, count: Callable[[Any, Any], Flops]) -> Flops:
+    """
+    Count on a copy, with all random streams left alone.
+
+    :raises NotImplementedError: If the policy refuses the observations.
+    """
+    reasons = []
+    try:
+        with undisturbed_randomness(devices_of(policy)):
+            for own in _policies(policy):
+                try:
+                    return count(own, to_tensor(own, observations))
+                except Exception as error:
+                    reasons.append(f"{type(error).__name__}: {error}")
+    except Exception as error:
+        reasons.append(f"{type(error).__name__}: {error}")
+    raise NotImplementedError(f"FLOPs cannot be counted, for the policy does not take what it was shown: {reasons[0]}")
+
+
 def training_flops(model: BaseAlgorithm, policy: Any) -> Flops | None:
     """
     FLOPs of one gradient step, averaged over delayed actor updates, at the model's batch size.
 
     :param model: A model of any algorithm.
-    :param policy: Its policy; not changed.
+    :param policy: Its policy; not changed, and no random stream either.
     :return: The count, or None for an algorithm this library does not know.
+    :raises NotImplementedError: If the policy does not take the observations it is shown, saying why.
     """
     update = next((update for algorithm, update in _UPDATES.items() if isinstance(model, algorithm)), None)
     if update is None:
         return None
-    policy = deepcopy(policy).float()
-    total = Flops()
-    with th.random.fork_rng(devices=[]), th.enable_grad(), count_flops(policy) as recorder:
-        for run, weight in update(policy, model, *_dummy_batch(policy)):
-            before = recorder.total
-            run()
-            total += (recorder.total + before * -1.0) * weight
-    return total * (batch_size(model) / N_SAMPLES)
+
+    def count(own: Any, obs: PyTorchObs) -> Flops:
+        total = Flops()
+        with th.enable_grad(), count_flops(own) as recorder:
+            for run, weight in update(own, model, obs, actions):
+                before = recorder.total
+                run()
+                total += (recorder.total + before * -1.0) * weight
+        return total * (batch_size(model) / N_SAMPLES)
+
+    actions = th.as_tensor(sample(policy.action_space, N_SAMPLES), device=policy.device)
+    return _counted(policy, seen_observations(model, N_SAMPLES), count)
 
 
-def inference_flops(policy: Any) -> Flops:
+def inference_flops(model: BaseAlgorithm, policy: Any) -> Flops:
     """
     FLOPs of deciding on one action.
 
-    :param policy: A policy; not changed.
+    :param model: A model of any algorithm.
+    :param policy: Its policy; not changed, and no random stream either.
     :return: The count.
+    :raises NotImplementedError: If the policy does not take the observations it is shown, saying why.
     """
-    policy = deepcopy(policy).float()
-    policy.set_training_mode(False)
-    obs, _ = _dummy_batch(policy)
-    arguments = _lstm_states(policy) if hasattr(policy, "lstm_hidden_state_shape") else ()
-    with th.no_grad(), th.random.fork_rng(devices=[]), count_flops(policy) as recorder:
-        policy._predict(obs, *arguments, deterministic=True)
-    return recorder.total * (1.0 / N_SAMPLES)
+
+    def count(own: Any, obs: PyTorchObs) -> Flops:
+        own.set_training_mode(False)
+        # With gradients: torch's fused attention in evaluation is something that no counter looks into
+        with th.enable_grad(), count_flops(own) as recorder:
+            own._predict(obs, *(lstm_states(own, N_SAMPLES) or ()), deterministic=True)
+        return recorder.total * (1.0 / N_SAMPLES)
+
+    return _counted(policy, seen_observations(model, N_SAMPLES), count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -18,7 +18,7 @@ from sb3_sparse.masks.encodings import smallest_encoding, value_bytes
 from sb3_sparse.masks.plan import LayerPlan
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.base import SparsePolicyMixin, sparse_policy
-from sb3_sparse.policies.structure import TARGET_SUFFIX, network_parameters
+from sb3_sparse.policies.structure import TARGET_SUFFIX, LeftOut, network_parameters, weights_left_out
 
 BYTES_PER_VALUE = 4  # fp32
 
@@ -84,24 +84,26 @@ class LayerReport:
 @dataclass(frozen=True)
 class SizeReport:
     """
-    Weights of the layers that can be sparse, all parameters, and bytes.
+    All weights, all parameters, and bytes.
 
-    :param n_weights: Positions of all prunable weights.
+    :param n_weights: Positions of all weights, also of those that cannot be sparse.
     :param n_active: Positions that exist.
-    :param n_other: All other parameters, fp32: biases, LSTMs, ``log_std``, normalisation.
+    :param n_left_out: Weights among them that cannot be sparse, fp32: LSTMs, attention, subclasses of layers, ...
+    :param n_other: All other parameters, fp32: biases, ``log_std``, normalisation.
     :param weight_bytes: Bytes of the weights that exist.
     :param packed_weight_bytes: Bytes of the weights in their smallest encodings, with indices and scales.
     """
 
     n_weights: int
     n_active: int
+    n_left_out: int
     n_other: int
     weight_bytes: int
     packed_weight_bytes: int
 
     @property
     def sparsity(self) -> float:
-        """0 where nothing can be sparse, as in a shared features extractor of other layers."""
+        """Fraction of all weights that are zero; 0 where there are none."""
         return 1 - self.n_active / self.n_weights if self.n_weights else 0.0
 
     @property
@@ -132,8 +134,8 @@ class SizeReport:
     @property
     def papers_ratio(self) -> float:
         """
-        How many times smaller the papers call it (Ivanov et al. 2025): ``(32 / bits) / density`` of the prunable weights,
-        indices and all other parameters not counted.
+        How many times smaller the papers call it (Ivanov et al. 2025): ``(32 / bits) / density`` of all weights, indices and
+        all other parameters not counted.
         """
         if not self.n_weights:
             return 1.0
@@ -153,19 +155,22 @@ class SparsityReport:
     :param algorithm: Name of the algorithm.
     :param policy: Name of the policy class.
     :param layers: Every prunable online layer.
+    :param left_out: All other weights of online networks, which stay dense, with the reason.
     :param networks: Size of every online network, and of every target network under ``"<network> (target)"``.
-    :param online: All online networks together, with parameters that belong to none (an LSTM).
+    :param online: All online networks together, with parameters that belong to none (PPO's ``log_std``).
     :param total: Online and target networks together.
-    :param inference: FLOPs of deciding on one action.
+    :param inference: FLOPs of deciding on one action, NaN if they cannot be counted.
     :param training: FLOPs of one gradient step at the model's batch size, delayed actor updates averaged; None for an
-        algorithm unknown to this library.
+        algorithm unknown to this library, NaN if they cannot be counted.
     :param batch_size: Samples per gradient step.
     :param engine: What multiplies, see :mod:`sb3_sparse.engine`.
+    :param not_counted: Why FLOPs cannot be counted; None if they are.
     """
 
     algorithm: str
     policy: str
     layers: tuple[LayerReport, ...]
+    left_out: tuple[LeftOut, ...]
     networks: dict[str, SizeReport]
     online: SizeReport
     total: SizeReport
@@ -173,6 +178,7 @@ class SparsityReport:
     training: Flops | None
     batch_size: int
     engine: str
+    not_counted: str | None = None
 
     def to_dict(self) -> dict:
         """The report as plain JSON values."""
@@ -181,7 +187,10 @@ class SparsityReport:
             counts = ("sparsity", "n_parameters", "n_parameters_dense")
             derived = (*counts, "bytes", "bytes_with_indices", "bytes_dense", "papers_ratio", "real_ratio")
             values = {**asdict(report), **{name: getattr(report, name) for name in derived}}
-            # JSON knows no infinity, the papers' ratio of a network without a weight
+            return finite(values)
+
+        def finite(values: dict) -> dict:
+            # JSON knows no infinity, the papers' ratio of a network without a weight, and no NaN
             return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
         return {
@@ -198,11 +207,13 @@ class SparsityReport:
                 }
                 for layer in self.layers
             ],
+            "left_out": [asdict(one) for one in self.left_out],
             "networks": {name: size(report) for name, report in self.networks.items()},
             "online": size(self.online),
             "total": size(self.total),
-            "inference_flops": asdict(self.inference),
-            "training_flops": asdict(self.training) if self.training is not None else None,
+            "inference_flops": finite(asdict(self.inference)),
+            "training_flops": finite(asdict(self.training)) if self.training is not None else None,
+            "not_counted": self.not_counted,
         }
 
     def to_json(self) -> str:
@@ -252,16 +263,26 @@ class SparsityReport:
                 f"{flops.dense:,.0f}",
                 f"{flops.dense / flops.sparse:.1f}x" if flops.sparse else "-",
             ]
+            if flops.is_known
+            else [name, "-", "-", "-"]
             for name, flops in named
             if flops is not None
         ]
 
+    def _left_out_rows(self) -> list[list[str]]:
+        return [
+            [one.name, one.network, one.kind, f"{one.n_weights:,}", f"{one.n_weights / self.online.n_weights:.2%}", one.reason]
+            for one in self.left_out
+        ]
+
     def _tables(self) -> list[tuple[list[str], list[list[str]]]]:
+        left_out = (["stays dense", "network", "kind", "weights", "of all weights", "why"], self._left_out_rows())
         return [
             (
                 ["layer", "network", "shape", "pattern", "non-zeros", "sparsity", "encoding", "bytes", "dead in + out"],
                 self._layer_rows(),
             ),
+            *([left_out] if self.left_out else []),
             (
                 ["network", "sparsity", "parameters", "bytes", "with indices", "dense fp32", "papers' ratio", "smaller"],
                 self._size_rows(),
@@ -276,6 +297,8 @@ class SparsityReport:
             # Names left, numbers right, as in the printed table
             align = ["---" if index == 0 else "---:" for index in range(len(header))]
             blocks.append("\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows)))
+        if self.not_counted is not None:
+            blocks.append(self.not_counted)
         return "\n\n".join(blocks) + "\n"
 
     def __str__(self) -> str:
@@ -286,19 +309,26 @@ class SparsityReport:
             for row in (header, ["-" * width for width in widths], *rows):
                 numbers = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
                 lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
+        if self.not_counted is not None:
+            lines += ["", self.not_counted]
         return "\n".join(lines)
 
 
-def _size(parameters: Iterable[nn.Parameter], layer_of: Mapping[int, LayerReport]) -> SizeReport:
+def _size(
+    parameters: Iterable[nn.Parameter], layer_of: Mapping[int, LayerReport], left_out: Collection[nn.Parameter]
+) -> SizeReport:
     """Size of a set of parameters; those in ``layer_of`` (by identity) are weights that can be sparse."""
     parameters = list(parameters)
     layers = [layer_of[id(parameter)] for parameter in parameters if id(parameter) in layer_of]
+    others = [parameter for parameter in parameters if id(parameter) not in layer_of]
+    n_left_out = sum(parameter.numel() for parameter in others if parameter in left_out)
     return SizeReport(
-        n_weights=sum(layer.n_weights for layer in layers),
-        n_active=sum(layer.n_active for layer in layers),
-        n_other=sum(parameter.numel() for parameter in parameters if id(parameter) not in layer_of),
-        weight_bytes=sum(layer.weight_bytes for layer in layers),
-        packed_weight_bytes=sum(layer.packed_bytes for layer in layers),
+        n_weights=sum(layer.n_weights for layer in layers) + n_left_out,
+        n_active=sum(layer.n_active for layer in layers) + n_left_out,
+        n_left_out=n_left_out,
+        n_other=sum(parameter.numel() for parameter in others) - n_left_out,
+        weight_bytes=sum(layer.weight_bytes for layer in layers) + BYTES_PER_VALUE * n_left_out,
+        packed_weight_bytes=sum(layer.packed_bytes for layer in layers) + BYTES_PER_VALUE * n_left_out,
     )
 
 
@@ -341,7 +371,7 @@ def _layer_report(plan: LayerPlan, layer: SparseLayer, dead: tuple[int, int] | t
 
 def sparsity_report(model: BaseAlgorithm) -> SparsityReport:
     """
-    Report what of a model is sparse.
+    Report what of a model is sparse. Nothing of the model changes, and no random stream.
 
     :param model: A model with a sparse policy.
     :return: The report, a snapshot; ``print`` it for a table.
@@ -356,17 +386,29 @@ def sparsity_report(model: BaseAlgorithm) -> SparsityReport:
         layers.append(report)
         for twin in (layer, *sparsifier.targets[name]):
             layer_of[id(twin.weight)] = report
-    parameters = network_parameters(policy)
+    parameters = network_parameters(policy, policy.structure)
+    left_out = weights_left_out(policy)
     targets = {id(parameter) for name, members in parameters.items() if name.endswith(TARGET_SUFFIX) for parameter in members}
+    outside = [parameter for parameter in left_out if parameter not in set(policy.parameters())]
+    not_counted = None
+    try:
+        inference, training = inference_flops(model, policy), training_flops(model, policy)
+    except NotImplementedError as error:
+        not_counted = str(error)
+        inference, training = Flops(math.nan, math.nan), Flops(math.nan, math.nan)
     return SparsityReport(
         algorithm=type(model).__name__,
         policy=type(policy).__name__,
         layers=tuple(layers),
-        networks={name: _size(members, layer_of) for name, members in parameters.items()},
-        online=_size((parameter for parameter in policy.parameters() if id(parameter) not in targets), layer_of),
-        total=_size(policy.parameters(), layer_of),
-        inference=inference_flops(policy),
-        training=training_flops(model, policy),
+        left_out=tuple(policy.structure.left_out),
+        networks={name: _size(members, layer_of, left_out) for name, members in parameters.items()},
+        online=_size(
+            [*(parameter for parameter in policy.parameters() if id(parameter) not in targets), *outside], layer_of, left_out
+        ),
+        total=_size([*policy.parameters(), *outside], layer_of, left_out),
+        inference=inference,
+        training=training,
         batch_size=batch_size(model),
         engine=describe_engine(policy.sparsity_config.engine),
+        not_counted=not_counted,
     )

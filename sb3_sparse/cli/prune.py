@@ -118,6 +118,8 @@ def prune_file(
     file = find_model_file(path)
     target = output_file(file, output, force=force)
     require_integer("--finetune", finetune_steps, low=0)
+    if seed is not None:
+        require_integer("--seed", seed, low=0, high=2**32 - 1)
     kwargs: dict[str, Any] = dict(
         distribution=distribution, pattern=pattern, dense_layers=dense_layers, scope=scope, algorithm=algorithm
     )

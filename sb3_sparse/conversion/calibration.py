@@ -10,13 +10,13 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import MaskablePPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
-from sb3_contrib.common.recurrent.type_aliases import RNNStates
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import ReplayBuffer
 from torch import nn
 
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.passes import forward_all, to_tensor
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
 #: Observations: an array, or an array by key.
@@ -120,7 +120,10 @@ class _Range:
         self.highs: list[float] = []
 
     def __call__(self, layer: nn.Module, inputs: tuple[th.Tensor, ...]) -> None:
-        values = inputs[0].detach().float()
+        values = inputs[0].detach()
+        if values.is_nested:
+            values = th.cat([part.flatten() for part in values.unbind()])
+        values = values.float()
         if self.percentile is None:
             low, high = th.aminmax(values)
         else:
@@ -135,22 +138,6 @@ class _Range:
         return float(np.mean(self.lows)), float(np.mean(self.highs))
 
 
-def _show(policy: Any, observations: Observations) -> None:
-    """Let every online network see a batch."""
-    tensor, _ = policy.obs_to_tensor(observations)
-    if hasattr(policy, "lstm_actor"):
-        n_layers, _, hidden_size = policy.lstm_hidden_state_shape
-        n_rows = _length(observations)
-        zeros = th.zeros(n_layers, n_rows, hidden_size, device=policy.device)
-        policy(tensor, RNNStates((zeros, zeros), (zeros, zeros)), th.zeros(n_rows, device=policy.device))
-    elif hasattr(policy, "action_net"):
-        policy(tensor)
-    else:
-        actions = policy._predict(tensor)
-        if hasattr(policy, "critic"):
-            policy.critic(tensor, actions)
-
-
 def _calibrate(
     policy: SparsePolicyMixin, layers: Mapping[str, SparseLayer], observations: Observations, percentile: float | None
 ) -> dict[str, _Range]:
@@ -160,7 +147,7 @@ def _calibrate(
     try:
         with th.no_grad():
             for start in range(0, _length(observations), BATCH_SIZE):
-                _show(policy, _slice(observations, slice(start, start + BATCH_SIZE)))
+                forward_all(policy, to_tensor(policy, _slice(observations, slice(start, start + BATCH_SIZE))))
     finally:
         for handle in handles:
             handle.remove()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
+import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch as th
 from stable_baselines3 import A2C, DDPG, PPO, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_sparse.policies.algorithms import SPARSE_POLICIES
 from sb3_sparse.utils.files import replacing
+from sb3_sparse.utils.randomness import undisturbed_randomness
 
 
 def find_model_file(path: str | Path) -> Path:
@@ -61,15 +65,11 @@ def find_algorithm(path: Path, name: str | None = None) -> type[BaseAlgorithm]:
     :raises ValueError: For an unknown name, a file that is no SB3 model, or one of an algorithm that is not supported.
     """
     names = _algorithm_names()
+    if name is not None and name.lower() not in names:
+        raise ValueError(f"`algo`={name!r} is unknown; known are: {', '.join(names)}")
+    data = read_zip(path)[0]
     if name is not None:
-        if name.lower() not in names:
-            raise ValueError(f"`algo`={name!r} is unknown; known are: {', '.join(names)}")
         return names[name.lower()]
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a zip file: give a model saved by Stable-Baselines3")
-    data = load_from_zip_file(path, device="cpu")[0]
-    if data is None or "policy_class" not in data:
-        raise ValueError(f"{path} is not a model saved by Stable-Baselines3: it has no policy class")
     policy = data["policy_class"]
     candidates = _algorithms_of(policy)
     # Two pairs share their policies, and TRPO its policies with PPO
@@ -88,18 +88,91 @@ def find_algorithm(path: Path, name: str | None = None) -> type[BaseAlgorithm]:
     return candidates[0]
 
 
+class MissingReplayBuffer:
+    """
+    Stands where a model that was read without an environment has no replay buffer: looking at the model needs none, and
+    ``HerReplayBuffer`` cannot be made without an environment. Whoever wants to use it is told.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise RuntimeError(
+            "this model has no replay buffer: it was read from a file to be looked at, or its HerReplayBuffer needs an "
+            "environment and there was none. Give `env` when the model is made, or call model.load_replay_buffer()"
+        )
+
+
+def load_without_buffer(algorithm: type[BaseAlgorithm], file: Any, **kwargs: Any) -> Any:
+    """
+    Load a model that gets no replay buffer.
+
+    :param algorithm: The algorithm.
+    :param file: A model's zip: a path or an open file.
+    :param kwargs: Arguments of ``load``.
+    :return: The model.
+    """
+    if issubclass(algorithm, OffPolicyAlgorithm):
+        # It is only made where there is none yet
+        kwargs["replay_buffer"] = MissingReplayBuffer()
+    return algorithm.load(file, **kwargs)
+
+
 def load_model(path: Path, name: str | None = None) -> BaseAlgorithm:
     """
-    Load a model to look at, without environment and without room for a replay buffer.
+    Load a model to look at, without environment and without replay buffer. Random streams are left alone.
 
     :param path: A model's zip.
     :param name: rl-zoo3's name of the algorithm, if known.
     :return: The model, on the CPU.
+    :raises ValueError: If the file is damaged or cannot be loaded, naming the entry.
     """
     algorithm = find_algorithm(path, name)
-    # The buffer would be allocated in its full size
-    extra: dict[str, Any] = {"buffer_size": 1} if "buffer_size" in inspect.signature(algorithm).parameters else {}
-    return algorithm.load(path, device="cpu", **extra)
+    with undisturbed_randomness([]):
+        try:
+            return load_without_buffer(algorithm, path, device="cpu")
+        except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError, IndexError) as error:
+            # Stable-Baselines3 looks for another cause of some, and stumbles
+            reason = error.__context__ if isinstance(error, KeyError) and error.__context__ is not None else error
+            raise ValueError(f"{path} cannot be loaded as a model of {algorithm.__name__}: {reason}") from error
+
+
+def read_zip(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """
+    What a model's zip holds.
+
+    :param path: The zip. It is unpickled, as by ``load``: it must be trusted.
+    :return: Attributes, state dicts and other tensors, on the CPU.
+    :raises ValueError: If it is no zip of Stable-Baselines3's or damaged, naming the entry.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a zip file, or one that was cut off: give a model saved by Stable-Baselines3")
+    try:
+        data, params, variables = load_from_zip_file(path, device="cpu")
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {_damaged_entry(path) or error}") from error
+    # Of a file that was cut off, what is left may be one of the zips in it
+    missing = "an entry 'data'" if data is None else "an entry 'policy.pth'" if "policy" not in params else "a policy class"
+    if data is None or "policy" not in params or "policy_class" not in data:
+        raise ValueError(f"{path} is not a model saved by Stable-Baselines3, or was cut off: it lacks {missing}")
+    return data, dict(params), variables
+
+
+def _damaged_entry(path: Path) -> str | None:
+    """Which entry of a zip cannot be read, and why."""
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            try:
+                content = archive.read(name)
+                if name == "data":
+                    json.loads(content.decode())
+                elif name.endswith(".pth"):
+                    th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            except Exception as error:
+                return f"its entry {name!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
+    return None
 
 
 def save_atomically(model: BaseAlgorithm, file: Path) -> None:

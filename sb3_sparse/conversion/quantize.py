@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sb3_sparse.conversion.calibration import Model, Observations, _calibrate, _given, _replayed, _rolled_out
-from sb3_sparse.conversion.saved import Saved, undisturbed_randomness
+from sb3_sparse.conversion.saved import Saved
 from sb3_sparse.policies.base import SparsePolicyMixin, sparse_policy
 from sb3_sparse.policies.quantized_layers import plan_quantization
 from sb3_sparse.quantization.config import QuantizationConfig
 from sb3_sparse.utils.checks import is_number, require_integer
+from sb3_sparse.utils.randomness import undisturbed_randomness
 
 
 def quantize(
@@ -61,13 +62,14 @@ def quantize(
             "first, with nothing pruned, by sb3_sparse.sparsify(model, sparsity=0)"
         )
     source = sparse_policy(model)
-    for name in plan_quantization(source, config):
+    quantizers = plan_quantization(source, config)
+    for name in quantizers:
         if source.sparsifier.layers[name].quantizer is not None:
             raise ValueError(
                 f"layer {name!r} is quantized already; give other `networks` or `exempt_layers`, or call "
                 f"policy.sparsifier.set_quantizer({name!r}, None) to make it a float layer first"
             )
-    with undisturbed_randomness(source.device):
+    with undisturbed_randomness([source.device]):
         if data is not None:
             observations: Observations | None = _given(data, source)
         else:
@@ -81,7 +83,6 @@ def quantize(
             )
         copy = Saved.of(model).load_beside(model)
         policy = sparse_policy(copy)
-        quantizers = plan_quantization(policy, config)
         ranges = _calibrate(policy, {name: policy.sparsifier.layers[name] for name in quantizers}, observations, percentile)
     for name, quantizer in quantizers.items():
         if not quantizer.is_ready:  # the range of an image is known, not found

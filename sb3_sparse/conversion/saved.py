@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import io
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch as th
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
 
+from sb3_sparse.conversion.loading import load_without_buffer, read_zip
 from sb3_sparse.masks.config import SparsityConfig
+from sb3_sparse.utils.metadata import emptied
+from sb3_sparse.utils.randomness import undisturbed_randomness
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
 
@@ -30,7 +32,7 @@ class Saved:
     What a model saves, to be rewritten and loaded again.
 
     :param data: Attributes of the model: policy class, ``policy_kwargs``, hyperparameters, counters.
-    :param params: State dicts of the policy (``"policy"``) and of the optimizers.
+    :param params: State dicts of the policy (``"policy"``; masks and the like are among its keys here) and of the optimizers.
     :param variables: Other tensors, such as SAC's log of the entropy coefficient.
     """
 
@@ -47,18 +49,24 @@ class Saved:
         file = io.BytesIO()
         model.save(file)
         file.seek(0)
-        return cls.read(file, model.device)
+        data, params, variables = load_from_zip_file(file, device=model.device)
+        assert data is not None
+        return cls._made_of(data, params, variables)
 
     @classmethod
-    def read(cls, file: Any, device: Any) -> Saved:
+    def read(cls, path: Path) -> Saved:
         """
-        :param file: A model's zip: a path or an open file.
-        :param device: Where its tensors shall be.
-        :return: What is in it.
+        Read a file.
+
+        :param path: A model's zip. It is unpickled, as by ``load``: it must be trusted.
+        :return: What is in it, on the CPU.
+        :raises ValueError: If it is damaged, naming the entry.
         """
-        data, params, variables = load_from_zip_file(file, device=device)
-        assert data is not None
-        return cls(data, dict(params), variables)
+        return cls._made_of(*read_zip(path))
+
+    @classmethod
+    def _made_of(cls, data: dict[str, Any], params: Mapping[str, Any], variables: dict[str, Any] | None) -> Saved:
+        return cls(data, {**params, "policy": emptied(params["policy"])}, variables)
 
     def use_policy(self, policy_class: type, sparse_kwargs: Mapping[str, Any]) -> None:
         """
@@ -76,21 +84,25 @@ class Saved:
         :param masks: Drop all masks of the policy.
         :param prefix: Drop what begins so.
         """
-        self.params["policy"] = {
-            name: value
-            for name, value in self.params["policy"].items()
-            if not (masks and name.endswith(MASK_SUFFIX)) and not name.startswith(prefix)
-        }
+        policy = self.params["policy"]
+        for name in list(policy):
+            if (masks and name.endswith(MASK_SUFFIX)) or name.startswith(prefix):
+                del policy[name]
 
     def load(self, algorithm: type[Model], **kwargs: Any) -> Model:
         """
+        Load what was rewritten.
+
         :param algorithm: The algorithm.
         :param kwargs: Arguments of its ``load``.
-        :return: A new model.
+        :return: A new model. Without an environment it has no ``HerReplayBuffer``, which cannot be made then.
         """
         file = io.BytesIO()
         save_to_zip_file(file, data=self.data, params=self.params, pytorch_variables=self.variables)
         file.seek(0)
+        buffer_class = self.data.get("replay_buffer_class")
+        if kwargs.get("env") is None and isinstance(buffer_class, type) and issubclass(buffer_class, HerReplayBuffer):
+            return load_without_buffer(algorithm, file, **kwargs)
         return algorithm.load(file, **kwargs)
 
     def load_beside(self, model: Model, *, env: Any = None) -> Model:
@@ -103,26 +115,10 @@ class Saved:
         :return: A new model.
         """
         seed = self.data.get("seed")
-        with undisturbed_randomness(model.device):
+        with undisturbed_randomness([model.device]):
             if seed is not None:
                 th.default_generator.manual_seed(seed)  # as ``load`` does: default seeds of masks follow from it
             # With its seed it would seed the environment
             new = self.load(type(model), env=model.get_env() if env is None else env, device=model.device, seed=None)
         new.seed = seed
         return new
-
-
-@contextmanager
-def undisturbed_randomness(device: th.device) -> Iterator[None]:
-    """
-    Whatever is drawn from global random streams inside is not missing outside.
-
-    :param device: Where torch draws, besides the CPU.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

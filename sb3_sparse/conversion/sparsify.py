@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
@@ -24,7 +25,7 @@ from sb3_sparse.masks.plan import LayerPlan, make_plan, refuse_growth, refuse_la
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.algorithms import sparse_counterpart
 from sb3_sparse.policies.base import SparsePolicyMixin, _policy
-from sb3_sparse.policies.structure import find_layers
+from sb3_sparse.policies.structure import find_structure
 from sb3_sparse.utils.checks import require_choice
 
 #: What becomes of a live model's replay buffer.
@@ -36,12 +37,16 @@ class _Choice:
 
     def __init__(self, policy: BasePolicy, config: SparsityConfig) -> None:
         self.config = config
-        self.plan = make_plan(config, find_layers(policy))
+        self.plan = make_plan(config, find_structure(policy).layers)
         self.layers = {name: policy.get_submodule(name) for name in self.plan}
         #: Bool, shape of the weight: the positions that exist now.
         self.present: dict[str, th.Tensor] = {}
         for name, layer in self.layers.items():
             assert isinstance(layer.weight, th.Tensor)
+            if not bool(th.isfinite(layer.weight).all()):
+                raise ValueError(
+                    f"layer {name!r} has weights that are not finite: its training had diverged, or its file is damaged"
+                )
             full = th.ones_like(layer.weight, dtype=th.bool)
             self.present[name] = layer.weight_mask if isinstance(layer, SparseLayer) else full
         for name, plan in self.plan.items():
@@ -255,7 +260,7 @@ def sparsify(
     choice = _Choice(policy, config)
     chosen = choice.given(masks) if masks is not None else choice.by_magnitude(scope)
     env = maybe_make_env(env, verbose=0) if env is not None else None
-    saved = Saved.of(old) if file is None else Saved.read(file, "cpu")
+    saved = Saved.of(old) if file is None else Saved.read(file)
     described = choice.describe(chosen)
     kwargs = {name: value for name, value in described.as_kwargs().items() if value != getattr(SparsityConfig(), name)}
     saved.use_policy(target_class, kwargs)
@@ -269,13 +274,28 @@ def sparsify(
                 "`replay_buffer`='new'"
             )
         result.replay_buffer = old.replay_buffer if replay_buffer == "share" else deepcopy(old.replay_buffer)
+        if replay_buffer == "copy" and isinstance(result.replay_buffer, HerReplayBuffer) and result.get_env() is not None:
+            # Its copy has no environment to compute rewards with
+            result.replay_buffer.set_env(result.get_env())
     return result
+
+
+def _is_same_class(one: type, other: type) -> bool:
+    """
+    Whether two classes are one that was defined in a script. Such a class is saved by value and comes back from a file as
+    another object, in the module ``__main__``; what it extends comes back as it is.
+    """
+    if one is other:
+        return True
+    by_value = "__main__" in (one.__module__, other.__module__) or one.__module__ == other.__module__
+    bases = [next((base for base in cls.__mro__ if base.__module__ != cls.__module__), object) for cls in (one, other)]
+    return by_value and one.__qualname__ == other.__qualname__ and bases[0] is bases[1]
 
 
 def _check_policy_class(policy_class: Any, policy: BasePolicy) -> type[SparsePolicyMixin]:
     dense = policy.stock_policy() if isinstance(policy, SparsePolicyMixin) else type(policy)
     fits = isinstance(policy_class, type) and issubclass(policy_class, SparsePolicyMixin)
-    if not fits or policy_class.stock_policy() is not dense:
+    if not fits or not _is_same_class(policy_class.stock_policy(), dense):
         raise TypeError(
             f"`policy_class` must be a class that extends SparsePolicyMixin and {dense.__name__}, in this order, "
             f"got {policy_class!r}"

@@ -37,10 +37,11 @@ def to_stock(model: Model, *, bake_quantization: bool = False) -> Model:
     saved = Saved.of(model)
     saved.use_policy(policy.stock_policy(), {})
     saved.drop(masks=True, prefix=SPARSIFIER_PREFIX)
-    weights = {name: value for name, value in saved.params["policy"].items() if QUANTIZER_PART not in name}
+    weights = saved.params["policy"]
+    for name in [name for name in weights if QUANTIZER_PART in name]:
+        del weights[name]
     with th.no_grad():
         for name, layer in quantized.items():
             assert layer.quantizer is not None
             weights[name] = layer.quantizer.dequantized(layer.weight)
-    saved.params["policy"] = weights
     return saved.load_beside(model)

@@ -9,8 +9,8 @@ whatever is loaded into it is projected onto its mask. Everything that involves 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import torch as th
 from torch import nn
@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from sb3_sparse.masks.patterns import Pattern
 from sb3_sparse.quantization.fake_quantizer import Quantizer
+from sb3_sparse.utils.metadata import ENTRY, N_ACTIVE, hide, reveal
 
 
 class _MaskGradient:
@@ -50,11 +51,26 @@ def _settle_first(layer: nn.Module, inputs: Any) -> None:
     layer.settle()
 
 
+def _in_the_open(layer: nn.Module, inputs: Any) -> None:
+    """
+    Forward pre-hook of quantized layers. It does nothing; that it is there keeps torch's fused kernels, which take a layer's
+    weight and not its forward, from being chosen (``nn.TransformerEncoderLayer`` and ``nn.MultiheadAttention`` in evaluation).
+    """
+
+
+class LayerKeeper(Protocol):
+    """Who is responsible for a layer."""
+
+    def layer_loaded(self, layer: SparseLayer) -> None:
+        """Be told that a state dict was loaded into the layer."""
+
+
 class SparseLayer(nn.Module):
     """
     What :class:`SparseLinear` and :class:`SparseConv2d` share. Made from a stock layer, in place, by :meth:`from_dense`.
 
-    Persistent buffer ``weight_mask``: bool, shape of ``weight``; True = the weight exists. ``mask_values`` is a cache in
+    Buffer ``weight_mask``: bool, shape of ``weight``; True = the weight exists. It travels beside the keys of the state dict,
+    see :mod:`sb3_sparse.nn.state_dict`. ``mask_values`` is a cache in
     the weight's dtype and on its device (multiplying by it is several times faster than filling by a boolean mask), and
     None while every weight exists, so that a dense layer costs nothing.
     """
@@ -74,6 +90,10 @@ class SparseLayer(nn.Module):
     dense_gradient: th.Tensor | None
     #: Set, and only then a submodule, while the layer is quantized; see :meth:`set_quantizer`.
     quantizer: Quantizer | None
+    #: Whether its forward has run while it is quantized, for whoever wants to know and sets it to False before.
+    ran: bool = False
+    #: Who wants to know when something was loaded into the layer, by whichever module; weakly, a layer keeps nobody alive.
+    keeper: weakref.ref[LayerKeeper] | None = None
 
     @classmethod
     def from_dense(cls, layer: nn.Module) -> Self:
@@ -98,6 +118,10 @@ class SparseLayer(nn.Module):
         """The stock layer's, or what its quantizer makes of it."""
         if self.quantizer is None:
             return super().forward(input)
+        self.ran = True
+        if input.is_nested:
+            # Sequences of several lengths in one, as torch's TransformerEncoder makes them
+            return th.nested.as_nested_tensor([self.forward(part) for part in input.unbind()])
         if self.training and th.is_grad_enabled():
             self.quantizer.observe(input)
         return self.quantizer(self, input) if self.quantizer.is_ready else super().forward(input)
@@ -114,6 +138,7 @@ class SparseLayer(nn.Module):
         # While there is none, it is a plain attribute: found faster than a submodule, and not in the layer's repr
         del self.quantizer
         self.quantizer = quantizer
+        self._set_pre_hook(_in_the_open, quantizer is not None)
 
     def replace_mask(self, mask: th.Tensor) -> None:
         """
@@ -152,11 +177,14 @@ class SparseLayer(nn.Module):
             online mask again.
         """
         self.own_pattern = pattern
-        for key, hook in list(self._forward_pre_hooks.items()):
-            if hook is _settle_first:
+        self._set_pre_hook(_settle_first, pattern is not None)
+
+    def _set_pre_hook(self, hook: Callable[..., None], wanted: bool) -> None:
+        for key, present in list(self._forward_pre_hooks.items()):
+            if present is hook:
                 del self._forward_pre_hooks[key]
-        if pattern is not None:
-            self.register_forward_pre_hook(_settle_first)
+        if wanted:
+            self.register_forward_pre_hook(hook)
 
     @th.no_grad()
     def settle(self) -> None:
@@ -169,21 +197,31 @@ class SparseLayer(nn.Module):
             scores = th.where(self.weight_mask, self.weight.abs().clamp_min(1e-37), self.weight.abs())
             self.replace_mask(self.own_pattern.select(scores, self.own_pattern.budget_of(self.weight_mask)))
 
-    def _save_to_state_dict(self, *args: Any) -> None:
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         self.settle()
-        super()._save_to_state_dict(*args)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        hide(destination, prefix, {"weight_mask": destination.pop(f"{prefix}weight_mask"), N_ACTIVE: self.n_active})
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        quantized = f"{prefix}quantizer.settings" in state_dict
-        if f"{prefix}weight" in state_dict and quantized != (self.quantizer is not None):
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any], *args: Any
+    ) -> None:
+        of_sparse = f"{prefix}weight_mask" in state_dict or ENTRY in local_metadata
+        reveal(state_dict, prefix, local_metadata)
+        quantized = f"{prefix}quantizer.low" in state_dict
+        if of_sparse and f"{prefix}weight" in state_dict and quantized != (self.quantizer is not None):
             self.set_quantizer(Quantizer().to(self.weight.device) if quantized else None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        state_dict.setdefault(f"{prefix}weight_mask", self.weight_mask)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self.refresh()
+        keeper = self.keeper() if self.keeper is not None else None
+        if keeper is not None:
+            keeper.layer_loaded(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has a weight of its own, and torch copies no hooks; nobody has asked the copy for gradients
         state = {**self.__dict__, "wants_dense_gradient": False, "dense_gradient": None, "survivor_gradient": None}
         state.pop("_hooked_weight", None)
+        state.pop("keeper", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

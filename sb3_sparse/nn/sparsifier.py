@@ -13,21 +13,25 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 from weakref import WeakSet
 
 import torch as th
 from torch import nn
+from torch.autograd.graph import increment_version
 
 from sb3_sparse.masks.plan import LayerPlan
 from sb3_sparse.nn.invariants import violations
 from sb3_sparse.nn.layers import SparseLayer
-from sb3_sparse.nn.optimizer_state import restart_moments
+from sb3_sparse.nn.optimizer_state import check_loadable, clear_moments, keeps_zeros, restart_moments
+from sb3_sparse.nn.undo import Undo
 from sb3_sparse.nn.updater import ActiveUpdater, Updater
 from sb3_sparse.nn.updater_state import TargetState, UpdaterState
 from sb3_sparse.quantization.fake_quantizer import Quantizer
 from sb3_sparse.utils.checks import require_choice
+from sb3_sparse.utils.metadata import hide, reveal
 
 #: Which masks a target network can have.
 TARGET_MASKS = ("online", "own_topk")
@@ -47,6 +51,23 @@ class _AroundStep:
             getattr(sparsifier, self.method)(self.name)
 
 
+class _BeforeLoad:
+    """``load_state_dict`` pre-hook of one optimizer: what cannot be loaded is refused while nothing is overwritten."""
+
+    def __init__(self, sparsifier: Sparsifier, name: str) -> None:
+        self.sparsifier = weakref.ref(sparsifier)
+        self.name = name
+
+    def __call__(self, optimizer: th.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+        sparsifier = self.sparsifier()
+        if sparsifier is None:
+            return
+        if sparsifier.undo is None:
+            check_loadable(optimizer, self.name, state_dict)
+        else:
+            sparsifier.undo.before_optimizer(self.name, state_dict)
+
+
 class _AfterLoad:
     """``load_state_dict`` post-hook of one optimizer: what was loaded may be the moments of a dense network."""
 
@@ -57,6 +78,8 @@ class _AfterLoad:
         sparsifier = self.sparsifier()
         if sparsifier is not None:
             sparsifier._project_moments(optimizer)
+            if sparsifier.undo is not None and sparsifier.undo.loaded == sparsifier.optimizers.keys():
+                sparsifier.undo = None
 
 
 class OptimizerEngine(Protocol):
@@ -75,7 +98,7 @@ class OptimizerEngine(Protocol):
 class Sparsifier(nn.Module):
     """
     A module without parameters that lives in a sparse policy as ``policy.sparsifier``; its buffers (the masks' generator, one
-    step counter per optimizer, and what updaters remember) travel in the policy's state dict.
+    step counter per optimizer, and what updaters remember) travel with the policy's state dict, beside its keys.
 
     :param layers: Sparse layers by name, masks all True.
     :param plan: Plan by name, same keys.
@@ -83,6 +106,7 @@ class Sparsifier(nn.Module):
     :param optimizers: Optimizers by the name of the network that owns them.
     :param seed: Seed of the masks' generator, in [0, 2**63).
     :param engine: What may let the optimizers go over survivors alone; None: they stay as they are.
+    :param bypassed: Layers whose weight is used outside of their forward, too, by name.
     """
 
     mask_seed: th.Tensor
@@ -96,6 +120,7 @@ class Sparsifier(nn.Module):
         optimizers: Mapping[str, th.optim.Optimizer],
         seed: int,
         engine: OptimizerEngine | None = None,
+        bypassed: Collection[str] = (),
     ) -> None:
         super().__init__()
         # Plain dicts: the layers stay modules of the policy, they are not registered here a second time
@@ -110,6 +135,7 @@ class Sparsifier(nn.Module):
         for name in optimizers:
             self.register_buffer(f"n_steps_{name}", th.tensor(0, dtype=th.int64))
         self.engine = engine
+        self.bypassed = frozenset(bypassed)
         self.updater_state = UpdaterState()
         self.updaters: dict[str, ActiveUpdater] = {}
         #: Initial values of the weights that the first N:M masks prune, until the first optimizer step: rules that keep a
@@ -117,6 +143,11 @@ class Sparsifier(nn.Module):
         self.pruned_values: dict[str, th.Tensor] = {}
         self._hooked: WeakSet[th.optim.Optimizer] | None = None
         self._owned_layers: dict[str, list[SparseLayer]] = {}
+        #: Optimizers that do not leave zeros alone.
+        self._untidy: set[str] = set()
+        self._is_loading = False
+        #: What the policy was before it was loaded, as long as a part of the load may fail.
+        self.undo: Undo | None = None
         self.attach()
 
     # --- What is there ---
@@ -206,11 +237,7 @@ class Sparsifier(nn.Module):
             for optimizer in self.optimizers.values():
                 restart_moments(optimizer, layer.weight, grown | ~mask)
             for target in self.targets[name]:
-                if target.own_pattern is None:
-                    target.replace_mask(mask)
-                elif target.n_active != layer.n_active:
-                    pattern = target.own_pattern
-                    target.replace_mask(pattern.select(target.weight.abs(), pattern.budget_of(mask)))
+                self._follow(target, layer)
             self.n_planned[name] = layer.n_active
         self._adopt_optimizers()
 
@@ -223,9 +250,16 @@ class Sparsifier(nn.Module):
             online (MaintainSparsity of DS-TD3, Sokar et al. 2022, algorithm 1). Polyak averaging of two topologies is denser
             than either and calls no hook; the target is brought back to its number whenever it is read, that is before a
             forward pass and before saving.
-        :raises ValueError: For another mode.
+        :raises ValueError: For another mode, and for ``"own_topk"`` where a layer's weight is read past its forward.
         """
         require_choice("target", mode, TARGET_MASKS)
+        if mode == "own_topk":
+            for name in self.networks.get(network, []):
+                if name in self.bypassed and self.targets[name]:
+                    raise ValueError(
+                        f"`target`='own_topk' cannot be had for layer {name!r}: its weight is used outside of its forward, "
+                        "where nobody sees to the target's own mask. Use 'online', or let the network call the layer"
+                    )
         TargetState(self.updater_state, network, self.layers).own_target = mode == "own_topk"
         self._apply_target_masks()
 
@@ -235,8 +269,7 @@ class Sparsifier(nn.Module):
             for name in names:
                 for target in self.targets[name]:
                     target.keep_own_mask(self.plan[name].pattern if has_own else None)
-                    if target.own_pattern is None and not th.equal(target.weight_mask, self.layers[name].weight_mask):
-                        target.replace_mask(self.layers[name].weight_mask)
+                    self._follow(target, self.layers[name])
 
     def _check_masks(self, masks: Mapping[str, th.Tensor], grown_values: Mapping[str, th.Tensor], replan: bool) -> None:
         for name, mask in masks.items():
@@ -379,14 +412,19 @@ class Sparsifier(nn.Module):
             self.optimizers = dict(optimizers)
         if self._hooked is None:
             self._hooked = WeakSet()
+        for name, layer in self.layers.items():
+            for one in (layer, *self.targets[name]):
+                one.keeper = weakref.ref(self)
         for name, optimizer in self.optimizers.items():
             if optimizer not in self._hooked:
                 optimizer.register_step_pre_hook(_AroundStep(self, name, "_before_step"))
                 optimizer.register_step_post_hook(_AroundStep(self, name, "_after_step"))
+                optimizer.register_load_state_dict_pre_hook(_BeforeLoad(self, name))
                 optimizer.register_load_state_dict_post_hook(_AfterLoad(self))
                 self._hooked.add(optimizer)
             owned = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
             self._owned_layers[name] = [layer for layer in self.layers.values() if id(layer.weight) in owned]
+        self._untidy = {name for name, optimizer in self.optimizers.items() if not keeps_zeros(optimizer)}
         self._adopt_optimizers()
 
     def _adopt_optimizers(self) -> None:
@@ -401,12 +439,18 @@ class Sparsifier(nn.Module):
         getattr(self, f"n_steps_{optimizer}").add_(1)
         if self.pruned_values:
             self.pruned_values = {}
+        self.undo = None
         stepped = self.optimizers[optimizer]
+        if optimizer in self._untidy or any(group.get("fused") for group in stepped.param_groups):
+            # Torch's fused optimizers write to weights and leave no trace of it in their version counters
+            increment_version([layer.weight for layer in self._owned_layers[optimizer]])
         if self.engine is None:
             self._project_weights(optimizer)
         elif not self.engine.projects_itself(stepped):
             self._project_weights(optimizer)
             self.engine.projected(stepped)
+        if optimizer in self._untidy:
+            self._project_moments(stepped)
         for network, active in self._updaters_of(optimizer):
             active.updater.after_step(network, self.n_steps(optimizer))
             if network in self.updaters:
@@ -417,7 +461,10 @@ class Sparsifier(nn.Module):
         sparse = [
             (layer.weight, layer.mask_values) for layer in self._owned_layers[optimizer] if layer.mask_values is not None
         ]
-        if sparse:
+        if optimizer in self._untidy:
+            for layer in self._owned_layers[optimizer]:
+                layer.project()  # whatever is there: 0 / 0 is NaN, and NaN times zero
+        elif sparse:
             th._foreach_mul_([weight for weight, _ in sparse], [values for _, values in sparse])
 
     def project(self) -> None:
@@ -432,7 +479,7 @@ class Sparsifier(nn.Module):
     def _project_moments(self, optimizer: th.optim.Optimizer) -> None:
         for layer in self.layers.values():
             if layer.mask_values is not None:
-                restart_moments(optimizer, layer.weight, ~layer.weight_mask)
+                clear_moments(optimizer, layer.weight, ~layer.weight_mask)
 
     def violations(self) -> list[str]:
         """
@@ -443,6 +490,59 @@ class Sparsifier(nn.Module):
         return violations(self)
 
     # --- Loading and copying ---
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Nothing among the keys: counters and memories are no numbers that one could add up. All of it is beside them."""
+        prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
+        result = super().state_dict(*args, **kwargs)
+        if getattr(result, "_metadata", None) is not None:
+            own = [key for key in result if key.startswith(prefix)]
+            hide(result, prefix, {key[len(prefix) :]: result.pop(key) for key in own})
+        return result
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any], *args: Any
+    ) -> None:
+        reveal(state_dict, prefix, local_metadata)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+    def layer_loaded(self, layer: SparseLayer) -> None:
+        """
+        Be told that a state dict was loaded into a layer, perhaps by a part of the policy alone: its mask is the plan, and
+        the layers of target networks follow.
+
+        :param layer: One of the online or target layers.
+        """
+        if self._is_loading:
+            return
+        name = next(name for name, online in self.layers.items() if online is layer or layer in self.targets[name])
+        online = self.layers[name]
+        self.pruned_values.pop(name, None)
+        self.n_planned[name] = online.n_active
+        self.set_quantizer(name, online.quantizer)
+        for target in self.targets[name]:
+            self._follow(target, online)
+        for optimizer in self.optimizers.values():
+            restart_moments(optimizer, online.weight, ~online.weight_mask)
+        self._adopt_optimizers()
+
+    def _follow(self, target: SparseLayer, online: SparseLayer) -> None:
+        """Let a target layer have the online mask, or, if it has a mask of its own, the online number."""
+        pattern = target.own_pattern
+        if pattern is None:
+            if not th.equal(target.weight_mask, online.weight_mask):
+                target.replace_mask(online.weight_mask)
+        elif target.n_active != online.n_active:
+            target.replace_mask(pattern.select(target.weight.abs(), pattern.budget_of(online.weight_mask)))
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """While the whole policy is loaded, its layers need not be looked at one by one; :meth:`after_load` does it."""
+        self._is_loading = True
+        try:
+            yield
+        finally:
+            self._is_loading = False
 
     def after_load(self) -> None:
         """Let the loaded masks be the plan, and project whatever else was loaded onto them."""
@@ -457,4 +557,4 @@ class Sparsifier(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles of optimizers have no hooks; updaters belong to a run (and lead to its model and environment)
-        return {**self.__dict__, "_hooked": None, "updaters": {}, "pruned_values": {}}
+        return {**self.__dict__, "_hooked": None, "updaters": {}, "pruned_values": {}, "undo": None}

@@ -40,7 +40,7 @@ def adopt_sequences(policy: nn.Module, choice: Choice) -> list[SparseSequential]
     for prefix in ("critic", "critic_target"):
         owner: Any = find_submodule(policy, prefix)
         members = getattr(owner, "q_networks", None)
-        if members and all(member in adopted for member in members):
+        if isinstance(members, list) and all(member in adopted for member in members):
             owner.q_networks = Ensemble(members)
     targets = [find_submodule(policy, prefix) for prefix in ONLINE_OF_TARGET]
     in_targets = {module for target in targets if target is not None for module in target.modules()}

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
@@ -28,10 +30,14 @@ from sb3_sparse.engine.choice import Choice
 from sb3_sparse.masks.config import SparsityConfig
 from sb3_sparse.masks.plan import make_plan
 from sb3_sparse.nn.layers import SPARSE_CLASSES, SparseLayer
+from sb3_sparse.nn.optimizer_state import OPTIMIZER_HELP, refusal
 from sb3_sparse.nn.sparsifier import Sparsifier
-from sb3_sparse.nn.state_dict import check_loadable, complete
+from sb3_sparse.nn.state_dict import check_loadable, complete, revealed
+from sb3_sparse.nn.undo import Undo
 from sb3_sparse.policies.acceleration import adopt_sequences
-from sb3_sparse.policies.structure import ONLINE_OF_TARGET, find_layers, find_optimizers, find_submodule
+from sb3_sparse.policies.normalization import keep_gradients_finite
+from sb3_sparse.policies.passes import detached_distributions
+from sb3_sparse.policies.structure import ONLINE_OF_TARGET, Structure, find_optimizers, find_structure, find_submodule
 
 
 def _policy(model: BaseAlgorithm) -> BasePolicy:
@@ -58,21 +64,32 @@ def _constructor_parameters(policy: type[BasePolicy]) -> dict[str, inspect.Param
     return collected
 
 
-def _graph_tensors(value: Any) -> Iterator[th.Tensor]:
-    """Tensors with a history that a distribution holds."""
-    if isinstance(value, th.Tensor):
-        if not value.is_leaf:
-            yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _graph_tensors(item)
-    elif isinstance(value, (Distribution, th.distributions.Distribution)):
-        yield from _graph_tensors(list(vars(value).values()))
+def _say_what_is_left_out(structure: Structure) -> None:
+    """One warning that names the weights which stay dense, and their share."""
+    left_out = sorted(structure.left_out, key=lambda one: -one.n_weights)
+    if not left_out:
+        return
+    n_left_out = sum(one.n_weights for one in left_out)
+    total = n_left_out + sum(layer.n_weights for layer in structure.layers)
+    named = [f"{one.name} ({one.kind}, {one.n_weights / total:.1%}: {one.reason})" for one in left_out[:8]]
+    if len(left_out) > 8:
+        named.append(f"and {len(left_out) - 8} more, which sparsity_report(model) lists")
+    warnings.warn(
+        f"{n_left_out / total:.1%} of the policy's weights stay dense, `sparsity` is that of the others: {'; '.join(named)}",
+        UserWarning,
+        stacklevel=4,
+    )
 
 
 def _default_seed() -> int:
     """A seed that follows torch's global generator without drawing from it."""
     return int.from_bytes(hashlib.sha256(th.get_rng_state().numpy().tobytes()).digest()[:8], "little") >> 1
+
+
+def _reload(policy: weakref.ref[SparsePolicyMixin], state_dict: Mapping[str, Any]) -> None:
+    loaded = policy()
+    if loaded is not None:
+        loaded._load(state_dict, strict=True, assign=False)
 
 
 class SparsePolicyMixin(_PolicyBase):
@@ -93,12 +110,13 @@ class SparsePolicyMixin(_PolicyBase):
     :param engine: What multiplies.
     :param kwargs: Arguments of the stock policy, by keyword.
     :raises TypeError: For a keyword that neither knows.
-    :raises ValueError: For arguments out of range, see :class:`~sb3_sparse.masks.config.SparsityConfig`, and observation
-        spaces that the policy cannot take.
+    :raises ValueError: For arguments out of range, see :class:`~sb3_sparse.masks.config.SparsityConfig`, observation spaces
+        that the policy cannot take, and optimizers that cannot train it.
     """
 
     sparsifier: Sparsifier
     sparsity_config: SparsityConfig
+    structure: Structure
 
     def __init__(
         self,
@@ -143,6 +161,9 @@ class SparsePolicyMixin(_PolicyBase):
                 close = get_close_matches(name, known, n=1)
                 hint = f" (did you mean {close[0]!r}?)" if close else ""
                 raise TypeError(f"unknown policy_kwargs {name!r}{hint}; {cls.__name__} takes: {', '.join(known)}")
+        optimizer_class = kwargs.get("optimizer_class")
+        if isinstance(optimizer_class, type) and (reason := refusal(optimizer_class)) is not None:
+            raise ValueError(f"`optimizer_class`={optimizer_class.__name__} cannot train a policy: {reason}. {OPTIMIZER_HELP}")
         extractor = kwargs.get("features_extractor_class") or stock["features_extractor_class"].default
         if isinstance(observation_space, spaces.Dict) and issubclass(extractor, (FlattenExtractor, NatureCNN)):
             raise ValueError(
@@ -156,16 +177,28 @@ class SparsePolicyMixin(_PolicyBase):
             )
 
     def _sparsify(self, config: SparsityConfig, choice: Choice, survivor_steps: bool) -> None:
-        infos = find_layers(self)
+        optimizers = find_optimizers(self)
+        for name, optimizer in optimizers.items():
+            if (reason := refusal(optimizer)) is not None:
+                raise ValueError(
+                    f"the optimizer of {name!r} is a {type(optimizer).__name__}, which cannot train a policy: {reason}. "
+                    f"{OPTIMIZER_HELP}"
+                )
+        self.structure = find_structure(self)
+        infos = self.structure.layers
         if not infos:
-            raise ValueError(f"{type(self).__name__} has no nn.Linear or nn.Conv2d layer that could be made sparse")
+            reasons = "; ".join(f"{one.name} ({one.kind}): {one.reason}" for one in self.structure.left_out)
+            raise ValueError(f"{type(self).__name__} has no nn.Linear or nn.Conv2d layer that could be made sparse. {reasons}")
         plan = make_plan(config, infos)
+        if any(layer_plan.n_active < layer_plan.info.n_weights for layer_plan in plan.values()):
+            _say_what_is_left_out(self.structure)
         layers = {info.name: self._sparse_layer(self.get_submodule(info.name)) for info in infos}
         seed = _default_seed() if config.mask_seed is None else config.mask_seed
         targets = self._make_targets_sparse(layers)
+        keep_gradients_finite(self)
         sequences = adopt_sequences(self, choice)
         engine = SurvivorSteps(sequences) if survivor_steps else None
-        self.sparsifier = Sparsifier(layers, plan, targets, find_optimizers(self), seed, engine)
+        self.sparsifier = Sparsifier(layers, plan, targets, optimizers, seed, engine, self.structure.bypassed)
         self.sparsifier.initialize(config.initial_mask)
 
     @staticmethod
@@ -181,7 +214,13 @@ class SparsePolicyMixin(_PolicyBase):
                 continue
             for path, layer in root.named_modules(remove_duplicate=False):
                 if isinstance(layer, SparseLayer):
-                    target = self._sparse_layer(target_root.get_submodule(path))
+                    twin = find_submodule(target_root, path)
+                    if twin is None or type(twin) not in (type(layer), *type(layer).__mro__):
+                        raise ValueError(
+                            f"{target_prefix} has no layer {path!r} like that of {prefix}: a target network must be built as "
+                            "the online network is, so that it can have its masks"
+                        )
+                    target = self._sparse_layer(twin)
                     # A features extractor that actor and critic share is met twice
                     if not any(target is known for known in targets.setdefault(name_of[layer], [])):
                         targets[name_of[layer]].append(target)
@@ -208,10 +247,24 @@ class SparsePolicyMixin(_PolicyBase):
         :raises RuntimeError: For another architecture or masks that this policy's plan forbids; nothing is overwritten then.
         """
         paths = self._layer_paths()
-        completed = dict(state_dict)
-        check_loadable(self.sparsifier, completed, paths)
+        completed = revealed(state_dict)
+        check_loadable(self.sparsifier, completed, paths, [name for name, _ in self.named_parameters(remove_duplicate=False)])
         complete(self.sparsifier, completed, paths)
-        result = super().load_state_dict(completed, strict=strict, assign=assign)
+        undo = Undo(self.sparsifier, revealed(self.state_dict()), partial(_reload, weakref.ref(self)))
+        if undo.will_change_masks(completed):
+            undo.keep_moments(self.sparsifier.optimizers)
+        try:
+            result = self._load(completed, strict=strict, assign=assign)
+        except Exception:
+            # Torch loads what fits before it says what does not
+            undo.restore()
+            raise
+        self.sparsifier.undo = undo
+        return result
+
+    def _load(self, state_dict: Mapping[str, Any], *, strict: bool, assign: bool) -> Any:
+        with self.sparsifier.loading():
+            result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.sparsifier.after_load()
         return result
 
@@ -220,13 +273,11 @@ class SparsePolicyMixin(_PolicyBase):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.sparsifier.attach()
+        if "sparsifier" in self._modules:
+            self.sparsifier.attach()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        # The action distribution of the last forward pass hangs on to that pass's graph, which torch refuses to copy
-        for module in self.modules():
-            for tensor in _graph_tensors(module.__dict__.get("action_dist")):
-                memo[id(tensor)] = tensor.detach().clone()
+        memo.update(detached_distributions(self))
         copy = type(self).__new__(type(self))
         memo[id(self)] = copy
         copy.__setstate__(deepcopy(self.__dict__, memo))

@@ -3,44 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 
+import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from torch import nn
 
 from sb3_sparse.masks.plan import LayerInfo, select_layers
-from sb3_sparse.nn.layers import SparseConv2d, SparseLayer
+from sb3_sparse.nn.layers import SparseConv2d
 from sb3_sparse.policies.base import SparsePolicyMixin
-from sb3_sparse.policies.structure import NETWORK_OF_PREFIX, SHARED_NETWORK, find_submodule
+from sb3_sparse.policies.passes import copied, forward_all, sample, to_tensor
+from sb3_sparse.policies.structure import SHARED_NETWORK, find_submodule
+from sb3_sparse.policies.usage import N_SAMPLES
 from sb3_sparse.quantization.config import QuantizationConfig
 from sb3_sparse.quantization.fake_quantizer import Quantizer
+from sb3_sparse.utils.randomness import devices_of, undisturbed_randomness
 
 #: Networks that choose actions: what is deployed. Critics and value functions serve training alone.
 DEPLOYED_NETWORKS = ("actor", "q_net", "quantile_net", SHARED_NETWORK)
-#: Where RecurrentPPO keeps its LSTMs, which have no prunable layer.
-_LSTM_PREFIXES = {"lstm_actor": "actor", "lstm_critic": "critic"}
-
-
-def _unsupported_layers(policy: nn.Module) -> dict[str, tuple[str, str]]:
-    """Modules of the networks that multiply by a weight of their own and cannot be quantized: network and class by path."""
-    names = {module: name for name, module in policy.named_modules()}
-    reached: dict[nn.Module, list[str]] = {}
-    for prefix, network in {**NETWORK_OF_PREFIX, **_LSTM_PREFIXES}.items():
-        root = find_submodule(policy, prefix)
-        for module in root.modules() if root is not None else ():
-            # gSDE's log_std is a parameter of the actor itself. Vectors scale or shift (normalisation), they do not mix
-            known = isinstance(module, (SparseLayer, BaseModel))
-            if not known and any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):
-                networks = reached.setdefault(module, [])
-                if network not in networks:
-                    networks.append(network)
-    return {
-        names[module]: (networks[0] if len(networks) == 1 else SHARED_NETWORK, type(module).__name__)
-        for module, networks in reached.items()
-    }
 
 
 def _observation_layers(policy: SparsePolicyMixin, infos: Sequence[LayerInfo]) -> set[str]:
@@ -75,8 +58,41 @@ def _is_image_layer(policy: SparsePolicyMixin, name: str) -> bool:
     )
 
 
+def _refuse_bypassed(policy: SparsePolicyMixin, quantizers: Mapping[str, Quantizer]) -> None:
+    """
+    Refuse layers that a policy of somebody's own uses past their forward, where they would compute in float.
+
+    :raises ValueError: Naming the layer.
+    """
+    way_out = "Let the network call the layer, or name it in `exempt_layers` to leave it in float"
+    for name in quantizers:
+        if name in policy.structure.bypassed:
+            raise ValueError(
+                f"layer {name!r} cannot be quantized: its weight is used outside of its forward, in float. {way_out}"
+            )
+    if not policy.structure.is_strange:
+        return
+    with undisturbed_randomness(devices_of(policy)), th.no_grad():
+        try:
+            own = copied(policy)
+            for name, quantizer in quantizers.items():
+                own.sparsifier.set_quantizer(name, deepcopy(quantizer))
+            own.set_training_mode(False)
+            forward_all(own, to_tensor(own, sample(own.observation_space, N_SAMPLES)))
+        except Exception:
+            # Samples of its space are not what it was made for: what was seen at its creation has to do
+            return
+    for name in quantizers:
+        if not own.sparsifier.layers[name].ran:
+            raise ValueError(
+                f"layer {name!r} cannot be quantized: its forward does not run when the policy decides and judges. {way_out}"
+            )
+
+
 def plan_quantization(policy: SparsePolicyMixin, config: QuantizationConfig) -> dict[str, Quantizer]:
     """
+    Plan which layers are quantized, and how.
+
     :param policy: A sparse policy. Not changed.
     :param config: What to quantize and how finely.
     :return: A quantizer for every layer to quantize, by the layer's name.
@@ -95,7 +111,8 @@ def plan_quantization(policy: SparsePolicyMixin, config: QuantizationConfig) -> 
                 raise ValueError(
                     f"`networks` names the unknown network {network!r}; the networks of this policy are: {', '.join(present)}"
                 )
-    unsupported = _unsupported_layers(policy)
+    # A deciding network is quantized as a whole, or what stays in float is named
+    unsupported = {one.name: (one.network, one.kind) for one in policy.structure.left_out}
     exempt = select_layers(infos, config.exempt_layers, "exempt_layers", others=list(unsupported))
     for name, (network, kind) in unsupported.items():
         if network in networks and name not in exempt:
@@ -119,4 +136,5 @@ def plan_quantization(policy: SparsePolicyMixin, config: QuantizationConfig) -> 
             f"nothing is left to quantize: `networks`={config.networks!r}, `exempt_layers`={config.exempt_layers!r}; "
             f"the layers of this policy are: {', '.join(sparsifier.layers)}"
         )
+    _refuse_bypassed(policy, quantizers)
     return quantizers

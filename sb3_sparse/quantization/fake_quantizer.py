@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sb3_sparse.quantization.integer import SMALLEST_SCALE, accumulator_limit, activation_limit, weight_limit
+from sb3_sparse.utils.metadata import hide, reveal
 
 #: Integers up to this magnitude, and so sums that stay within it, are exact in float32.
 FLOAT32_EXACT = 2**24
@@ -167,6 +168,8 @@ class Quantizer(nn.Module):
     high: th.Tensor
     n_observed: th.Tensor
     settings: th.Tensor
+    #: Buffers that are whole numbers, which are put beside the keys of the state dict.
+    SETTINGS = ("settings", "n_observed")
 
     def __init__(
         self, weight_bits: int = 8, input_bits: int | None = 8, averaging: float = 0.01, freeze_after: int | None = None
@@ -190,6 +193,18 @@ class Quantizer(nn.Module):
         self.freeze_after: int | None = None if freeze_after < 0 else freeze_after
         self.averaging: float = averaging / 1e9
         self._n_observed = int(self.n_observed)
+
+    @staticmethod
+    def is_possible(settings: Any) -> bool:
+        """
+        :param settings: What a file claims to be the buffer ``settings``.
+        :return: Whether a quantizer can have it.
+        """
+        if not isinstance(settings, th.Tensor) or settings.dtype != th.int64 or settings.shape != (4,):
+            return False
+        weight_bits, input_bits, freeze_after, averaging = settings.tolist()
+        good_input = input_bits in (0, 16) or 2 <= input_bits <= 8
+        return 2 <= weight_bits <= 8 and good_input and freeze_after >= -1 and 1 <= averaging <= 1_000_000_000
 
     @property
     def is_ready(self) -> bool:
@@ -290,8 +305,18 @@ class Quantizer(nn.Module):
             outputs = outputs + _per_channel(layer.bias.float(), ndim)
         return outputs.to(inputs.dtype)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        hide(destination, prefix, {name: destination.pop(f"{prefix}{name}") for name in self.SETTINGS})
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any], *args: Any
+    ) -> None:
+        reveal(state_dict, prefix, local_metadata)
+        if f"{prefix}settings" not in state_dict:
+            # Somebody computed it: the range stays as it is
+            state_dict.update({f"{prefix}{name}": value for name, value in self._buffers.items()})
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         self._refresh()
 
     def extra_repr(self) -> str:

@@ -82,8 +82,10 @@ def test_lstm_is_counted_dense():
     lstm = 4 * 8 * (7 + 8)
     actor = 8 * 16 + 16 * 2
     assert report.inference == Flops(2 * (lstm + actor / 2), 2 * (lstm + actor))
-    # The LSTMs (weights and two biases each) and log_std belong to no network but to the total
-    outside = 2 * (lstm + 2 * 4 * 8) + 2
+    # log_std belongs to no network but to the total
+    outside = 2
+    assert report.networks["actor"].n_left_out == lstm
+    assert report.networks["actor"].sparsity == pytest.approx(actor / 2 / (actor + lstm))
     assert report.online.n_parameters_dense == sum(size.n_parameters_dense for size in report.networks.values()) + outside
 
 
@@ -93,8 +95,11 @@ def test_sizes_add_up(algorithm, kind):
     report = sparsity_report(model)
     assert report.total.n_parameters_dense == sum(parameter.numel() for parameter in model.policy.parameters())
     non_zero = sum(int((layer.weight != 0).sum()) for layer in model.policy.sparsifier.layers.values())
-    assert report.online.n_active == non_zero == sum(layer.n_active for layer in report.layers)
-    assert report.online.sparsity == pytest.approx(0.7, abs=1e-2)
+    n_left_out = sum(one.n_weights for one in report.left_out)
+    assert report.online.n_active - n_left_out == non_zero == sum(layer.n_active for layer in report.layers)
+    assert (n_left_out > 0) == (algorithm is RecurrentPPO)
+    n_prunable = report.online.n_weights - n_left_out
+    assert report.online.sparsity == pytest.approx(0.7 * n_prunable / report.online.n_weights, abs=1e-2)
     assert report.online.bytes_dense > report.online.bytes_with_indices > report.online.bytes
 
 
@@ -134,9 +139,10 @@ def test_a_network_in_which_nothing_can_be_sparse(algorithm):
     model = make_model(algorithm, policy_kwargs=kwargs)
     report = sparsity_report(model)
     extractor = report.networks["features_extractor"]
-    n_gru = 3 * 6 * (7 + 6 + 2)
-    assert (extractor.n_weights, extractor.n_other, extractor.sparsity, extractor.papers_ratio) == (0, n_gru, 0.0, 1.0)
-    assert extractor.bytes_with_indices == extractor.bytes_dense == 4 * n_gru
+    n_weights, n_biases = 3 * 6 * (7 + 6), 3 * 6 * 2
+    assert (extractor.n_weights, extractor.n_left_out, extractor.n_other) == (n_weights, n_weights, n_biases)
+    assert (extractor.sparsity, extractor.papers_ratio) == (0.0, 1.0)
+    assert extractor.bytes_with_indices == extractor.bytes_dense == 4 * (n_weights + n_biases)
     assert "features_extractor" in str(report)
     model.learn(20, callback=SparsityLogger())
 

@@ -7,6 +7,7 @@ import torch as th
 from gymnasium import spaces
 from sb3_contrib import ARS, TRPO, RecurrentPPO
 from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.td3.policies import TD3Policy
 
@@ -214,6 +215,7 @@ def test_logger_records_every_network(algorithm, tmp_path):
 
 def test_logger_follows_a_changing_number_of_weights():
     model = make_model(TD3, policy_kwargs=dict(sparsity=0.5))
+    model.set_logger(Logger(None, []))
     logger = SparsityLogger(verbose=1)
     logger.init_callback(model)
     logger._on_training_start()

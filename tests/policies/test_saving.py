@@ -62,7 +62,11 @@ def test_masks_are_saved_as_bool_and_kwargs_as_json(tmp_path):
     with zipfile.ZipFile(tmp_path / "model.zip") as file:
         data = json.loads(file.read("data"))
         state = th.load(file.open("policy.pth"), weights_only=True)
-    masks = [value for name, value in state.items() if name.endswith("weight_mask")]
+    # Beside the keys, which are the stock policy's
+    assert not any("mask" in name or "sparsifier" in name for name in state)
+    masks = [
+        own["sb3_sparse"]["weight_mask"] for own in state._metadata.values() if "weight_mask" in own.get("sb3_sparse", {})
+    ]
     assert len(masks) == 18
     assert all(mask.dtype == th.bool for mask in masks)
     assert not any("mask_values" in name for name in state)
