@@ -113,6 +113,7 @@ def measure(
     batch: int,
     rounds: int,
     against: str | None = None,
+    steps: int | None = None,
 ) -> tuple[dict[str, Timing], dict[str, OffPolicyAlgorithm]]:
     """
     :param algo: ``"td3"``, ``"sac"`` or ``"dqn"``.
@@ -121,21 +122,41 @@ def measure(
     :param batch: Samples per gradient step.
     :param rounds: Timings of each variant.
     :param against: A name of :data:`sb3_sparse.benchmark.sbx.AGAINST`: measured too, under that name.
+    :param steps: Gradient steps of a timing; None: as many as take about 0.15 seconds.
     :return: Timing of one gradient step by variant, and the models.
     """
     models = {name: _model(algo, widths, name, value, batch) for name, value in kwargs.items()}
-    start = time.perf_counter()
-    models["stock"].train(4, batch)
-    # An even number: TD3's actor has every second step
-    steps = 2 * max(1, round(_SECONDS_PER_ROUND / (time.perf_counter() - start) * 2))
+    if steps is None:
+        start = time.perf_counter()
+        models["stock"].train(4, batch)
+        # An even number: TD3's actor has every second step
+        steps = 2 * max(1, round(_SECONDS_PER_ROUND / (time.perf_counter() - start) * 2))
     calls: dict[str, Callable[[], object]] = {name: partial(model.train, steps, batch) for name, model in models.items()}
     if against is not None:
         calls[against] = partial(step_by_step, make_sbx_model(algo, widths, batch_size=batch), steps, batch)
     timings = interleave(calls, "stock", rounds=rounds, calls=1)
-    per_step = {
-        name: Timing(timing.seconds / steps, timing.ratio, timing.low, timing.high) for name, timing in timings.items()
-    }
-    return per_step, models
+    return {name: timing.per(steps) for name, timing in timings.items()}, models
+
+
+def row_of(algo: str, widths: list[int], threads: int, name: str, timings: dict[str, Timing]) -> dict[str, Any]:
+    """
+    Compare a variant with stock, and with the best dense torch where that is measured: each in the same rounds.
+
+    :param algo: Name of the algorithm.
+    :param widths: Hidden widths.
+    :param threads: Of torch.
+    :param name: The variant.
+    :param timings: Of all variants.
+    :return: By column.
+    """
+    timing = timings[name]
+    row: dict[str, Any] = {"algorithm": algo, "net": ",".join(map(str, widths)), "threads": threads, "variant": name}
+    row["ms"] = timing.seconds * 1e3
+    row["x stock"] = 1 / timing.ratio
+    row["quartiles"] = f"{1 / timing.high:.2f}-{1 / timing.low:.2f}"
+    if "best dense" in timings:
+        row["x best dense"] = timing.times_faster_than(timings["best dense"])
+    return row
 
 
 def breakdown(model: OffPolicyAlgorithm, batch: int, steps: int = 100) -> dict[str, float]:
@@ -204,14 +225,8 @@ def run(arguments: argparse.Namespace) -> None:
                 timings, models = measure(
                     algo, widths, kwargs, batch=arguments.batch, rounds=arguments.rounds, against=arguments.against
                 )
-                best = timings["best dense"]
-                name_of_net = ",".join(map(str, widths))
-                for name, timing in timings.items():
-                    row: dict[str, Any] = {"algorithm": algo, "net": name_of_net, "threads": threads, "variant": name}
-                    row["ms"] = timing.seconds * 1e3
-                    row["x stock"] = 1 / timing.ratio
-                    row["quartiles"] = f"{1 / timing.high:.2f}-{1 / timing.low:.2f}"
-                    row["x best dense"] = best.seconds / timing.seconds
+                for name in timings:
+                    row = row_of(algo, widths, threads, name, timings)
                     rows.append(row)
                     if arguments.breakdown and name in models:
                         found = breakdown(models[name], arguments.batch)

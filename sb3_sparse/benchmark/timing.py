@@ -25,12 +25,33 @@ class Timing:
     :param ratio: Median over rounds of this variant's time divided by the reference's time in the same round.
     :param low: Lower quartile of that ratio.
     :param high: Upper quartile of that ratio.
+    :param rounds: Time of one call in each round.
     """
 
     seconds: float
     ratio: float
     low: float
     high: float
+    rounds: tuple[float, ...] = ()
+
+    def per(self, steps: int) -> Timing:
+        """
+        Share out what a call does.
+
+        :param steps: Steps of a call.
+        :return: The timing of one step.
+        """
+        rounds = tuple(seconds / steps for seconds in self.rounds)
+        return Timing(self.seconds / steps, self.ratio, self.low, self.high, rounds)
+
+    def times_faster_than(self, other: Timing) -> float:
+        """
+        Compare with another variant that took turns with this one.
+
+        :param other: Its timing.
+        :return: Median over rounds of its time divided by this one's in the same round.
+        """
+        return statistics.median(theirs / own for own, theirs in zip(self.rounds, other.rounds, strict=True))
 
 
 def interleave(
@@ -61,7 +82,7 @@ def interleave(
     for name, measured in seconds.items():
         ratios = [own / other for own, other in zip(measured, seconds[reference], strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
-        timings[name] = Timing(statistics.median(measured), ratio, low, high)
+        timings[name] = Timing(statistics.median(measured), ratio, low, high, tuple(measured))
     return timings
 
 

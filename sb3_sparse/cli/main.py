@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
+from sb3_sparse.sweeps.arguments import add_compare_arguments, add_sweep_arguments
 from sb3_sparse.tuning.arguments import add_tune_arguments, with_question
 from sb3_sparse.utils.command_line import Refusal
 
@@ -17,7 +19,25 @@ ZOO_HELP = {
 }
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.sweeps.command import run_sweep
+
+    run_sweep(arguments)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.sweeps.command import run_compare
+
+    run_compare(arguments)
+
+
 def _report(arguments: argparse.Namespace) -> None:
+    if arguments.html:
+        from sb3_sparse.sweeps.command import write_html
+
+        for file in write_html(Path(arguments.model)):
+            print(f"written to {file}")
+        return
     from sb3_sparse.analysis.report import sparsity_report
     from sb3_sparse.conversion.loading import find_model_file, load_model
 
@@ -93,7 +113,12 @@ def make_parser() -> argparse.ArgumentParser:
     searches = commands.add_parser("searches", help="list what train --optimize --search can search")
     searches.set_defaults(run=_searches)
     report = commands.add_parser("report", help="say exactly what of a saved model is sparse")
-    report.add_argument("model", help="a model's zip, or a folder: the model saved in it last")
+    report.add_argument(
+        "model", help="a model's zip, or a folder: the model saved in it last; with --html a sweep or a training"
+    )
+    report.add_argument(
+        "--html", action="store_true", help="write the page of a sweep or a training: report.html in its folder"
+    )
     report.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
     report.add_argument("--format", choices=["table", "markdown", "json"], default="table")
     report.set_defaults(run=_report)
@@ -118,6 +143,12 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_tune_arguments(tune)
     tune.set_defaults(run=_tune)
+    sweep = commands.add_parser("sweep", help="train a grid of methods, environments, sparsities and seeds, and report it")
+    add_sweep_arguments(sweep)
+    sweep.set_defaults(run=_sweep)
+    compare = commands.add_parser("compare", help="train methods beside dense, test and draw: a sweep in one line")
+    add_compare_arguments(compare)
+    compare.set_defaults(run=_compare)
     plot = commands.add_parser("plot", help="figures of results, as PNG and SVG")
     figures = plot.add_subparsers(dest="figure", required=True)
     compression = figures.add_parser("compression", help="return against sparsity: pruned, quantized, both, and dense")

@@ -11,9 +11,12 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import pstdev
+from typing import Any
 
 from sb3_sparse.runs.result import RunResult
 from sb3_sparse.runs.spec import RunSpec
+from sb3_sparse.runs.tables import to_csv
 from sb3_sparse.utils.files import make_folder, write_text
 
 RESULT = "result.json"
@@ -94,6 +97,11 @@ class Store:
         """
         folder = self.path(result.spec)
         folder.mkdir(parents=True, exist_ok=True)
+        if result.evaluations:
+            write_text(folder / "evaluations.csv", to_csv(evaluation_rows(result)))
+        if result.traceback:
+            write_text(folder / "error.txt", f"{result.reason}\n\n{result.traceback}\n")
+        # Last: where it is, everything is
         return write_text(folder / RESULT, result.to_json())
 
     def discard(self, result: RunResult) -> None:
@@ -121,3 +129,25 @@ def read_result(file: Path) -> RunResult:
         return RunResult.from_json(file.read_text())
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: {error}. Remove it to train this again") from error
+
+
+def evaluation_rows(result: RunResult) -> list[dict[str, Any]]:
+    """
+    The evaluations of a training as a table.
+
+    :param result: Its result.
+    :return: A row for each, with returns, lengths of episodes and costs.
+    """
+    return [
+        {
+            "step": one.step,
+            "return": one.mean,
+            "std": pstdev(one.returns),
+            "lowest": min(one.returns),
+            "highest": max(one.returns),
+            "episodes": len(one.returns),
+            "length": sum(one.lengths) / len(one.lengths) if one.lengths else "",
+            **one.costs,
+        }
+        for one in result.evaluations
+    ]

@@ -79,6 +79,8 @@ MOVED: dict[str, tuple[str, ...]] = {
         "callbacks.clock",
         "callbacks.events",
     ),
+    "tuning.question": ("tuning.sparsest",),
+    "tuning.tune": ("tuning.front",),
     "units": ("analysis.dead_units",),
     "updaters": ("masks.drop_and_grow",),
 }
