@@ -2,45 +2,46 @@
 Return against sparsity (Ivanov et al. 2025, figures 4 and 5): agents of the preset ``compress``, pruned to several sparsities,
 each evaluated twice, when it is pruned and, after 20 % more steps, when it is quantized too.
 
-Trained agents are rows of a CSV file. Those that are in it are not trained again, and a run that is stopped loses the agent in
-training alone. One file belongs to one run at a time.
+Trained agents are rows of a CSV file. Those that are in it are not trained again, and a run that is stopped loses the agents
+in training alone. One file belongs to one run at a time. Every agent meets the same episodes, whatever its seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
 
-from stable_baselines3 import DQN, SAC, TD3
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.evaluation import evaluate_policy
-
-from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.benchmark.arguments import positive, sparsity
 from sb3_sparse.benchmark.results import DENSE, PRUNED, PRUNED_AND_QUANTIZED, QUANTIZED, Result, add_results, read_results
-from sb3_sparse.conversion.loading import save_atomically
-from sb3_sparse.policies.quantized_layers import DEPLOYED_NETWORKS
+from sb3_sparse.runs.driver import Driver, Listed, interruptible
+from sb3_sparse.runs.local import LocalEngine
+from sb3_sparse.runs.result import COMPLETE, Evaluation, RunResult
+from sb3_sparse.runs.spec import RunSpec, slug
+from sb3_sparse.runs.store import Store
+from sb3_sparse.runs.training import check_trainable
+from sb3_sparse.runs.worker import checkpoint_file
 from sb3_sparse.utils.command_line import hyperparameter
-from sb3_sparse.zoo.presets import callback_entries, preset_arguments, preset_entry
-from sb3_sparse.zoo.runs import ZooRun, make_training_env
+from sb3_sparse.utils.files import replacing
+from sb3_sparse.zoo.presets import callback_entries, preset_entry
+from sb3_sparse.zoo.sections import plain
 
 METHOD = "compress"
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"sac": SAC, "dqn": DQN, "td3": TD3}
+ALGORITHMS = ("sac", "dqn", "td3")
 #: Steps of the whole training by the paper's N.
 EXTRA = 1.2
-#: Of the evaluation's environments, far from those of any training.
-_EVALUATION_SEED = 1_000_003
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
     :param parser: Parser of the ``compression`` sub-command.
     """
-    parser.add_argument("--algo", choices=list(ALGORITHMS), required=True)
+    parser.add_argument("--algo", choices=ALGORITHMS, required=True)
     parser.add_argument("--env", required=True)
     parser.add_argument(
         "--sparsity",
@@ -62,21 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="FILE.csv", help="goes on where the file ends")
     parser.add_argument("--save", metavar="FOLDER", help="also save the agents there")
-
-
-class _At(BaseCallback):
-    """Calls a function once, at an environment step."""
-
-    def __init__(self, step: int, function: Callable[[], None]) -> None:
-        super().__init__()
-        self.step = step
-        self.function: Callable[[], None] | None = function
-
-    def _on_step(self) -> bool:
-        if self.function is not None and self.num_timesteps >= self.step:
-            function, self.function = self.function, None
-            function()
-        return True
+    parser.add_argument("--workers", type=positive, default=1, help="processes (default: 1)")
+    parser.add_argument(
+        "--runs",
+        metavar="FOLDER",
+        help="of the trainings; share it, and none is done twice (default: OUTPUT without .csv, -runs)",
+    )
 
 
 class Experiment:
@@ -88,7 +80,6 @@ class Experiment:
     :param steps: The paper's N: environment steps before quantization. None: the preset's.
     :param episodes: Episodes of an evaluation.
     :param parameters: Hyperparameters other than the preset's.
-    :param folder: Where agents are saved, None for nowhere.
     :raises ValueError: For an environment that is unknown, a hyperparameter that cannot be changed here, and a training
         without gradient steps.
     :raises ImportError: If a package that the environment needs is not installed.
@@ -102,9 +93,8 @@ class Experiment:
         steps: int | None = None,
         episodes: int = 20,
         parameters: Mapping[str, Any] | None = None,
-        folder: Path | None = None,
     ) -> None:
-        self.algo, self.env, self.episodes, self.folder = algo, env, episodes, folder
+        self.algo, self.env, self.episodes = algo, env, episodes
         parameters = dict(parameters or {})
         for name in ("callback", "policy", "n_timesteps", "n_envs", "env_wrapper", "frame_stack"):
             if name in parameters:
@@ -116,11 +106,12 @@ class Experiment:
         self.total = round(EXTRA * self.steps)
         if self.total == self.steps:
             raise ValueError(f"`--steps` {self.steps} is too short: 20 % more is no step more")
-        model = self._make_model(0, [], check=True)
-        model.get_env().close()
-        if model.learning_starts >= self.steps:
+        with tempfile.TemporaryDirectory() as folder:
+            check_trainable(algo, env, self.section(0.0), Path(folder))
+        starts = self.entry.get("learning_starts", 100)
+        if starts >= self.steps:
             raise ValueError(
-                f"`--steps` {self.steps} is too short: gradient steps begin at `learning_starts`={model.learning_starts}; "
+                f"`--steps` {self.steps} is too short: gradient steps begin at `learning_starts`={starts}; "
                 "give more steps, or --params learning_starts:N"
             )
 
@@ -146,23 +137,24 @@ class Experiment:
                 callbacks.append({name: {**kwargs, "start": self.steps}})
         return callbacks
 
-    def _make_env(self, seed: int) -> Any:
-        return make_training_env(ZooRun(config=self.entry), self.env, 1, seed)
+    def section(self, sparsity: float) -> dict[str, Any]:
+        """
+        What is trained.
 
-    def _make_model(self, seed: int, callbacks: list[dict[str, Any]], *, check: bool = False) -> Any:
-        """A model and its callbacks; for a check one whose replay buffer has no room."""
-        values = preset_arguments({**self.entry, "callback": callbacks}, self.env)
-        callback = values.pop("callback")
-        del values["n_timesteps"]
-        if check:
-            values["buffer_size"] = 1
-        try:
-            model = ALGORITHMS[self.algo](env=self._make_env(seed), seed=seed, device="cpu", **values)
-        except TypeError as error:
-            raise ValueError(f"`--params` {self.parameters!r}: {error}") from error
-        except AssertionError as error:
-            raise ValueError(f"`--algo` {self.algo!r} does not fit `--env` {self.env!r}: {error}") from error
-        return model if check else (model, callback)
+        :param sparsity: Of the pruned networks, 0 for a dense agent.
+        :return: The configuration.
+        """
+        return plain({**self.entry, "n_timesteps": self.total, "callback": self._callbacks(sparsity)})
+
+    def spec(self, sparsity: float, seed: int) -> RunSpec:
+        """
+        One agent, which is evaluated after N steps, before it is quantized, and at the end.
+
+        :param sparsity: Of the pruned networks, 0 for a dense agent.
+        :param seed: Seed of the training.
+        :return: Its training.
+        """
+        return RunSpec(self.algo, self.env, self.section(sparsity), seed, self.episodes, checkpoints=(self.steps,))
 
     def variants(self, sparsity: float) -> tuple[str, str]:
         """
@@ -186,54 +178,72 @@ class Experiment:
         }
         return set(self.variants(sparsity)) <= found
 
-    def _evaluate(self, model: BaseAlgorithm, variant: str, sparsity: float, seed: int) -> Result:
-        env = self._make_env(_EVALUATION_SEED + seed)
-        try:
-            mean, std = evaluate_policy(model, env, self.episodes, deterministic=True)
-            assert isinstance(mean, float)
-            assert isinstance(std, float)
-        finally:
-            env.close()
-        report = sparsity_report(model)
-        sizes = [size for name, size in report.networks.items() if name in DEPLOYED_NETWORKS]
-        bits = {layer.weight_bits for layer in report.layers if layer.network in DEPLOYED_NETWORKS}
-        if self.folder is not None:
-            name = f"{self.algo}-{self.env.replace('/', '-')}-{variant.replace(' + ', '-')}-{sparsity:g}-seed{seed}.zip"
-            save_atomically(model, self.folder / name)
+    def _row(self, evaluation: Evaluation, variant: str, sparsity: float, seed: int) -> Result:
+        costs = evaluation.costs
         return Result(
             algorithm=self.algo,
             environment=self.env,
             variant=variant,
             sparsity=sparsity,
-            bits=max(bits),
+            bits=int(costs["bits"]),
             seed=seed,
             steps=self.steps,
             parameters=self.parameters,
-            mean_return=round(float(mean), 4),
-            std_return=round(float(std), 4),
+            mean_return=round(evaluation.mean, 4),
+            std_return=round(pstdev(evaluation.returns), 4),
             episodes=self.episodes,
-            papers_ratio=round(32 * sum(size.n_weights for size in sizes) / (8 * sum(size.weight_bytes for size in sizes)), 4),
-            packed_bytes=sum(size.bytes_with_indices for size in sizes),
-            dense_bytes=sum(size.bytes_dense for size in sizes),
+            papers_ratio=costs["papers_ratio"],
+            packed_bytes=int(costs["bytes"]),
+            dense_bytes=int(costs["dense_bytes"]),
         )
 
-    def train(self, sparsity: float, seed: int) -> list[Result]:
+    def rows(self, result: RunResult, sparsity: float) -> list[Result]:
         """
-        Train one agent and evaluate it after N steps and after 20 % more.
+        Read a training.
 
-        :param sparsity: Of the pruned networks, 0 for a dense agent.
-        :param seed: Seed of the training.
-        :return: Both results.
+        :param result: What came of :meth:`spec`.
+        :param sparsity: Of the pruned networks.
+        :return: The agent after N steps, and after 20 % more.
         """
-        results: list[Result] = []
-        before, after = self.variants(sparsity)
-        model, callbacks = self._make_model(seed, self._callbacks(sparsity))
-        # Before quantization, which begins at the same step
-        snapshot = _At(self.steps, lambda: results.append(self._evaluate(model, before, sparsity, seed)))
-        model.learn(self.total, callback=[snapshot, *callbacks])
-        results.append(self._evaluate(model, after, sparsity, seed))
-        model.get_env().close()
-        return results
+        both = result.at(self.steps), result.evaluations[-1]
+        named = zip(both, self.variants(sparsity), strict=True)
+        return [self._row(evaluation, variant, sparsity, result.spec.seed) for evaluation, variant in named]
+
+    def file_name(self, variant: str, sparsity: float, seed: int) -> str:
+        """
+        Name the zip of an agent.
+
+        :param variant: What it is called.
+        :param sparsity: Of the pruned networks.
+        :param seed: Seed of its training.
+        :return: The name.
+        """
+        return f"{self.algo}-{slug(self.env)}-{variant.replace(' + ', '-')}-{sparsity:g}-seed{seed}.zip"
+
+
+class _Plan(Listed):
+    """Trainings whose results become rows as soon as they are there."""
+
+    def __init__(self, experiment: Experiment, agents: Sequence[tuple[float, int]], file: Path, done: Callable[..., None]):
+        self.of = {experiment.spec(*agent).key: agent for agent in agents}
+        super().__init__(experiment.spec(*agent) for agent in agents)
+        self.experiment, self.file, self.told = experiment, file, done
+        self.failed: list[RunResult] = []
+
+    def done(self, spec: RunSpec, result: RunResult) -> None:
+        """
+        Write the rows.
+
+        :param spec: A training.
+        :param result: What came of it.
+        """
+        if result.state != COMPLETE:
+            self.failed.append(result)
+            return
+        sparsity, _ = self.of[spec.key]
+        rows = self.experiment.rows(result, sparsity)
+        add_results(self.file, rows)
+        self.told(rows, result)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -241,6 +251,7 @@ def run(arguments: argparse.Namespace) -> None:
     Train what is not in the file yet.
 
     :param arguments: Parsed by :func:`add_arguments`.
+    :raises ChildProcessError: If trainings fail.
     """
     file = Path(arguments.output)
     folder = Path(arguments.save) if arguments.save else None
@@ -253,17 +264,30 @@ def run(arguments: argparse.Namespace) -> None:
         steps=arguments.steps,
         episodes=arguments.episodes,
         parameters=dict(arguments.params),
-        folder=folder,
     )
+    known = read_results(file) if file.exists() else []
     # Seed by seed: a file that is looked at in between has every sparsity
     agents = [(value, seed) for seed in range(arguments.seeds) for value in sorted({0.0, *arguments.sparsity})]
-    for index, (value, seed) in enumerate(agents, 1):
-        if experiment.is_done(read_results(file) if file.exists() else [], value, seed):
-            continue
-        print(f"{index} of {len(agents)}: {experiment.env}, sparsity {value:g}, seed {seed}", file=sys.stderr, flush=True)
-        results = experiment.train(value, seed)
-        add_results(file, results)
-        for result in results:
-            size = f"papers' ratio {result.papers_ratio:.1f}x, {result.packed_bytes:,} of {result.dense_bytes:,} bytes"
-            returns = f"{result.mean_return:.1f} +- {result.std_return:.1f}"
-            print(f"  {result.variant}: {returns}, {size}", file=sys.stderr, flush=True)
+    missing = [agent for agent in agents if not experiment.is_done(known, *agent)]
+    if not missing:
+        return
+    store = Store(arguments.runs or file.with_name(f"{file.stem}-runs"), "--runs")
+
+    def told(rows: list[Result], result: RunResult) -> None:
+        where = store.path(result.spec)
+        for row, step in zip(rows, (experiment.steps, result.evaluations[-1].step), strict=True):
+            size = f"papers' ratio {row.papers_ratio:.1f}x, {row.packed_bytes:,} of {row.dense_bytes:,} bytes"
+            text = f"sparsity {row.sparsity:g}, seed {row.seed}, {row.variant}: {row.mean_return:.1f} +- {row.std_return:.1f}"
+            print(f"{text}, {size}", file=sys.stderr, flush=True)
+            if folder is not None:
+                name = experiment.file_name(row.variant, row.sparsity, row.seed)
+                with replacing(folder / name) as partial:
+                    shutil.copyfile(checkpoint_file(where, step), partial)
+
+    plan = _Plan(experiment, missing, file, told)
+    engine = LocalEngine(arguments.workers, store.folder / "workers.log", save_checkpoints=True)
+    with interruptible(), Driver(store, engine, retry=True) as driver:
+        driver.work(plan)
+    if plan.failed:
+        first = plan.failed[0]
+        raise ValueError(f"{len(plan.failed)} trainings were not completed: {first.reason}; see {store.path(first.spec)}")

@@ -19,6 +19,9 @@ from sb3_sparse.benchmark.results import (
     experiments,
     read_results,
 )
+from sb3_sparse.runs.figures import plain_axes
+from sb3_sparse.runs.statistics import mean_interval
+from sb3_sparse.runs.tables import interval, seeds
 from sb3_sparse.utils.figures import position, write_figure
 
 #: Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a marker or a dash each, for print in grey.
@@ -36,25 +39,6 @@ _LABELS = {
     PRUNED: "pruned",
     PRUNED_AND_QUANTIZED: "pruned + quantized",
 }
-_RESAMPLES = 10_000
-
-
-def mean_interval(values: Sequence[float], *, confidence: float = 0.95, seed: int = 0) -> tuple[float, float, float]:
-    """
-    Mean over seeds with a percentile bootstrap interval (Efron 1979).
-
-    :param values: One number per seed.
-    :param confidence: Coverage of the interval, in (0, 1).
-    :param seed: Of the resampling.
-    :return: Mean, lower and upper end; of one value three times that value.
-    :raises ValueError: Without values.
-    """
-    if not len(values):
-        raise ValueError("`values` is empty: a mean needs at least one")
-    array = np.asarray(values, dtype=np.float64)
-    picks = np.random.default_rng(seed).integers(len(array), size=(_RESAMPLES, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(array.mean()), float(low), float(high)
 
 
 def _by_sparsity(results: Sequence[Result], variant: str) -> dict[float, list[float]]:
@@ -95,7 +79,8 @@ def _draw(axes: Any, results: Sequence[Result]) -> None:
     for variant, style in _LINES.items():
         for values in _by_sparsity(results, variant).values():
             mean, low, high = mean_interval(values)
-            axes.axhspan(low, high, color=style["color"], alpha=0.10, linewidth=0)
+            if not math.isnan(low):
+                axes.axhspan(low, high, color=style["color"], alpha=0.10, linewidth=0)
             axes.axhline(mean, label=_LABELS[variant], linewidth=1.4, zorder=2, **style)
     for variant, curve in _CURVES.items():
         points = _by_sparsity(results, variant)
@@ -107,7 +92,8 @@ def _draw(axes: Any, results: Sequence[Result]) -> None:
         axes.errorbar(
             x,
             means,
-            yerr=[means - lows, highs - means],
+            # No interval where there is one seed
+            yerr=np.nan_to_num([means - lows, highs - means]),
             label=_LABELS[variant],
             color=color,
             marker=marker,
@@ -122,12 +108,14 @@ def _draw(axes: Any, results: Sequence[Result]) -> None:
     ticks = _ticks(drawn)
     axes.set_xlim(min(map(position, drawn), default=0.0) - 0.12, right)
     axes.set_xticks([position(sparsity) for sparsity in ticks], [f"{100 * sparsity:g}" for sparsity in ticks])
+    # Intervals of two seeds may be wider than everything that there is to see
+    returns = [result.mean_return for result in results]
+    room = 0.3 * (max(returns) - min(returns)) or 1.0
+    axes.set_ylim(min(returns) - room, max(returns) + room)
     axes.set_xlabel("sparsity (%)")
     axes.set_ylabel("return")
     axes.set_title(_title(results), fontsize=9)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain_axes(axes)
     bits = {result.bits for result in results if result.variant == PRUNED_AND_QUANTIZED}
     if len(bits) == 1:
         # The same ticks, read as how much smaller the quantized agents are
@@ -176,8 +164,8 @@ def compression_table(files: Sequence[str | Path]) -> str:
             n_bytes = float(np.mean([result.packed_bytes for result in members]))
             mean, low, high = mean_interval([result.mean_return for result in members])
             size = f"{members[0].papers_ratio:.1f}x | {members[0].dense_bytes / n_bytes:.1f}x | {n_bytes:,.0f}"
-            interval = f"{low:.1f} to {high:.1f}" if len(members) > 1 else "-"
-            lines.append(f"| {variant} | {100 * sparsity:g} % | {size} | {mean:.1f} | {interval} | {len(members)} |")
+            number = f"{mean:.1f} | {interval(low, high)} | {seeds(len(members))}"
+            lines.append(f"| {variant} | {100 * sparsity:g} % | {size} | {number} |")
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -185,8 +173,8 @@ def compression_table(files: Sequence[str | Path]) -> str:
 def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Path]:
     """
     Return against sparsity (Ivanov et al. 2025, figures 4 and 5): pruned, pruned and quantized, and as lines the dense and the
-    quantized network. One panel for each algorithm, environment and number of steps; means over seeds with 95 % bootstrap
-    intervals, every seed a faint point. The axis is that of the density's logarithm.
+    quantized network. One panel for each algorithm, environment and number of steps; means over seeds with 95 %
+    intervals (Student's t), every seed a faint point. The axis is that of the density's logarithm.
 
     :param files: CSV files as ``python -m sb3_sparse.benchmark compression`` writes them.
     :param output: Name of the figure; ``.png`` and ``.svg`` are appended. Files that are there are replaced.

@@ -48,10 +48,10 @@ def _initialize(gym_packages: Sequence[str], log: Path) -> None:
     prepare(gym_packages)
 
 
-def _execute(spec: RunSpec, folder: Path) -> RunResult:
+def _execute(spec: RunSpec, folder: Path, *options: bool) -> RunResult:
     from sb3_sparse.runs.worker import execute
 
-    return execute(spec, folder)
+    return execute(spec, folder, *options)
 
 
 class _Worker:
@@ -77,12 +77,12 @@ class _Worker:
             self.begun = self.pool.submit(os.getpid)
         (self.process,) = set(multiprocessing.active_children()) - before
 
-    def submit(self, spec: RunSpec, folder: Path) -> Future[RunResult]:
+    def submit(self, spec: RunSpec, folder: Path, *options: bool) -> Future[RunResult]:
         """:raises BrokenProcessPool: If its process has vanished."""
         if self.pool is None:
             self.start()
         assert self.pool is not None
-        self.current = self.pool.submit(_execute, spec, folder)
+        self.current = self.pool.submit(_execute, spec, folder, *options)
         return self.current
 
     @property
@@ -104,10 +104,12 @@ class LocalEngine:
         training to :meth:`stop`, for starting one takes seconds.
     :param log: File for what workers print besides their trainings.
     :param gym_packages: Modules that register environments, which workers import.
+    :param save_checkpoints: Whether the model of every evaluation is saved.
     """
 
-    def __init__(self, workers: int, log: Path, gym_packages: Sequence[str] = ()) -> None:
+    def __init__(self, workers: int, log: Path, gym_packages: Sequence[str] = (), *, save_checkpoints: bool = False) -> None:
         self.log = log
+        self._options = (True,) if save_checkpoints else ()
         self._workers = [_Worker(gym_packages, log) for _ in range(workers)]
         self._idle_deaths = 0
 
@@ -139,7 +141,7 @@ class LocalEngine:
             if self._idle_deaths >= _MAX_IDLE_DEATHS:
                 raise ChildProcessError(f"workers end before they do anything, see {self.log}")
             try:
-                return worker.submit(spec, folder)
+                return worker.submit(spec, folder, *self._options)
             except BrokenProcessPool:
                 # While it had nothing to do
                 assert worker.process is not None

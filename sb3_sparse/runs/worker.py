@@ -9,10 +9,13 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_sparse.conversion.loading import save_atomically
 from sb3_sparse.runs.result import DIVERGED, FAILED, RunResult
 from sb3_sparse.runs.spec import RunSpec
 from sb3_sparse.utils.files import write_text
@@ -52,13 +55,31 @@ def prepare(gym_packages: Sequence[str]) -> None:
         importlib.import_module(package)
 
 
-def execute(spec: RunSpec, folder: Path) -> RunResult:
+def checkpoint_file(folder: Path, step: int) -> Path:
+    """
+    Name the model of an evaluation.
+
+    :param folder: Of a training.
+    :param step: Environment steps before the evaluation.
+    :return: Its zip.
+    """
+    return folder / "checkpoints" / f"{step}.zip"
+
+
+def _save(folder: Path, model: BaseAlgorithm, step: int) -> None:
+    file = checkpoint_file(folder, step)
+    file.parent.mkdir(exist_ok=True)
+    save_atomically(model, file)
+
+
+def execute(spec: RunSpec, folder: Path, save_checkpoints: bool = False) -> RunResult:
     """
     Train in this process.
 
     :param spec: The training.
     :param folder: Of its files, see :func:`sb3_sparse.runs.training.train`; and of ``log.txt``, what it prints, and
         ``progress.json``, how far it is.
+    :param save_checkpoints: Whether the model of every evaluation is saved, see :func:`checkpoint_file`.
     :return: What came of it; of a training that diverged or failed, the reason.
     """
     from sb3_sparse.runs.training import Diverged, train, versions
@@ -74,7 +95,8 @@ def execute(spec: RunSpec, folder: Path) -> RunResult:
 
     with _logged(folder / LOG):
         try:
-            result = train(spec, folder, progress=progress)
+            save = partial(_save, folder) if save_checkpoints else None
+            result = train(spec, folder, progress=progress, at_checkpoint=save)
         except Exception as error:
             text = traceback.format_exc()
             print(text)

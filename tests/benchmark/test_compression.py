@@ -17,14 +17,15 @@ from stable_baselines3 import DQN
 from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_sparse
-from sb3_sparse import GradualPruning, QuantizationAware, preset
+from sb3_sparse import preset
 from sb3_sparse.benchmark import compression
 from sb3_sparse.benchmark.__main__ import main as benchmark
-from sb3_sparse.benchmark.plots import mean_interval, plot_compression
+from sb3_sparse.benchmark.plots import plot_compression
 from sb3_sparse.benchmark.results import VARIANTS, Result, add_results, experiments, read_results
 from sb3_sparse.cli.main import main
 from sb3_sparse.utils.figures import figure_files, position
-from sb3_sparse.zoo.presets import presets_folder
+from sb3_sparse.zoo.presets import preset_entry, presets_folder
+from sb3_sparse.zoo.runs import ZooRun, make_training_env
 from tests.helpers import assert_invariants, equal_state
 
 # --- The preset ---
@@ -54,7 +55,7 @@ def test_preset_is_the_dense_one_on_a_clock_of_120_percent(algo):
         kwargs = values.pop("policy_kwargs")
         assert (kwargs.pop("sparsity"), kwargs.pop("distribution")) == (0.0, "erk")
         assert kwargs == stock.pop("policy_kwargs", {})
-        assert values.pop("policy").startswith("sb3_sparse.Sparse")
+        assert values.pop("policy").startswith("sb3_sparse.policies.Sparse")
         stock.pop("policy")
         assert values == stock
 
@@ -122,7 +123,7 @@ def test_memory_of_the_atari_buffer():
     pytest.importorskip("ale_py")
     pytest.importorskip("cv2")
     values = preset("compress", "dqn", "PongNoFrameskip-v4")
-    env = compression.Experiment("dqn", "PongNoFrameskip-v4", parameters={"buffer_size": 200})._make_env(0)
+    env = make_training_env(ZooRun(config=preset_entry("compress", "dqn", "PongNoFrameskip-v4")), "PongNoFrameskip-v4", 1, 0)
     del values["callback"], values["n_timesteps"]
 
     def n_bytes(**kwargs):
@@ -240,31 +241,33 @@ PARAMS = ["--params", "learning_starts:50", "train_freq:4", "gradient_steps:2", 
 
 def test_experiment_trains_what_is_missing_and_nothing_else(tmp_path, monkeypatch):
     file = tmp_path / "results.csv"
-    command = ["compression", *TINY, *PARAMS, "-o", str(file), "--save", str(tmp_path)]
-    trained = []
-    train = compression.Experiment.train
+    command = ["compression", *TINY, *PARAMS, "-o", str(file), "--save", str(tmp_path), "--runs", str(tmp_path / "runs")]
+    add = compression.add_results
 
-    def watched_train(self, sparsity, seed):
-        trained.append((sparsity, seed))
-        if len(trained) == 2:
-            raise KeyboardInterrupt
-        return train(self, sparsity, seed)
+    def add_once(*arguments):
+        add(*arguments)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(compression.Experiment, "train", watched_train)
+    monkeypatch.setattr(compression, "add_results", add_once)
     with pytest.raises(KeyboardInterrupt):
         benchmark([*command, "--sparsity", "0.5", "0.99", "--seeds", "1"])
-    # Of the run that was stopped there is nothing, of the one before everything
+    # What was over when the run was stopped is there
     assert [(row.variant, row.sparsity) for row in read_results(file)] == [("dense", 0), ("quantized", 0)]
+    monkeypatch.setattr(compression, "add_results", add)
     benchmark([*command, "--sparsity", "0.5", "0.99", "--seeds", "1"])
-    assert trained == [(0, 0), (0.5, 0), (0.5, 0), (0.99, 0)]
     rows = {(row.variant, row.sparsity): row for row in read_results(file)}
     expected = [("dense", 0.0), ("quantized", 0.0)]
     expected += [(variant, s) for s in (0.5, 0.99) for variant in ("pruned", "pruned + quantized")]
     assert list(rows) == expected
-    before = file.read_bytes()
+    before, results = file.read_bytes(), sorted((tmp_path / "runs").glob("*/result.json"))
+    times = [result.stat().st_mtime for result in results]
+    assert len(results) == 3
     benchmark([*command, "--sparsity", "0.99", "0.5", "--seeds", "1"])
+    # Nor what only the store remembers
+    file.unlink()
+    benchmark([*command, "--sparsity", "0.5", "0.99", "--seeds", "1"])
     assert file.read_bytes() == before
-    assert len(trained) == 4
+    assert [result.stat().st_mtime for result in results] == times
     for (variant, sparsity), row in rows.items():
         bits = 8 if "quantized" in variant else 32
         assert (row.bits, row.steps, row.episodes, row.seed) == (bits, 300, 2, 0)
@@ -280,42 +283,30 @@ def test_experiment_trains_what_is_missing_and_nothing_else(tmp_path, monkeypatc
     assert rows["pruned + quantized", 0.99].real_ratio < rows["pruned + quantized", 0.99].papers_ratio
 
 
-def test_evaluation_in_the_middle_does_not_disturb_the_training(monkeypatch):
-    parameters = dict(learning_starts=50, train_freq=4, gradient_steps=2, batch_size=8)
-    experiment = compression.Experiment("dqn", "CartPole-v1", steps=300, episodes=2, parameters=parameters)
-    finished = []
-    evaluate = experiment._evaluate
-
-    def keep(model, variant, *rest):
-        finished.append((variant, model))
-        return evaluate(model, variant, *rest)
-
-    monkeypatch.setattr(experiment, "_evaluate", keep)
-    first, second = experiment.train(0.9, 1)
-    assert (first.variant, second.variant) == ("pruned", "pruned + quantized")
-    model, callbacks = experiment._make_model(1, experiment._callbacks(0.9))
-    model.learn(360, callback=callbacks)
-    assert equal_state(model, finished[-1][1])
-    assert experiment.train(0.9, 1) == [first, second]
+def test_every_seed_meets_the_same_episodes():
+    """Each had others, which looked like differences between seeds."""
+    experiment = compression.Experiment("dqn", "CartPole-v1", steps=300, parameters={"learning_starts": 50})
+    specs = [experiment.spec(0.9, seed) for seed in range(3)]
+    assert len({spec.episode_seeds for spec in specs}) == 1
+    assert [spec.checkpoints for spec in specs] == [(300,)] * 3
+    assert specs[0].n_timesteps == 360
 
 
 def test_default_number_of_steps_is_the_presets():
     experiment = compression.Experiment("sac", "Pendulum-v1")
     assert (experiment.steps, experiment.total) == (20_000, 24_000)
-    pruning, quantization = experiment._make_model(0, experiment._callbacks(0.95))[1]
-    assert isinstance(pruning, GradualPruning)
-    assert pruning.final_sparsity == {"actor": 0.95}
-    assert isinstance(quantization, QuantizationAware)
-    assert quantization.clock.start == 20_000
-    assert [type(callback) for callback in experiment._make_model(0, experiment._callbacks(0.0))[1]] == [QuantizationAware]
+    pruning, quantization = experiment.section(0.95)["callback"]
+    assert pruning["sb3_sparse.GradualPruning"]["final_sparsity"] == {"actor": 0.95}
+    # Evaluated right before the step at which it begins
+    assert quantization["sb3_sparse.QuantizationAware"]["start"] == 20_000
+    assert experiment.spec(0.95, 0).checkpoints == (20_000,)
+    assert [list(entry) for entry in experiment.section(0.0)["callback"]] == [["sb3_sparse.QuantizationAware"]]
 
 
 def test_other_policy_kwargs_come_beside_the_presets():
     parameters = {"learning_starts": 10, "policy_kwargs": {"net_arch": [16, 8]}}
     experiment = compression.Experiment("dqn", "CartPole-v1", steps=300, parameters=parameters)
-    model, _ = experiment._make_model(0, experiment._callbacks(0.0))
-    assert sb3_sparse.sparsity_report(model).online.sparsity == 0
-    assert model.policy_kwargs == {"sparsity": 0.0, "distribution": "erk", "net_arch": [16, 8]}
+    assert experiment.section(0.0)["policy_kwargs"] == {"sparsity": 0.0, "distribution": "erk", "net_arch": [16, 8]}
 
 
 @pytest.mark.parametrize(
@@ -326,17 +317,17 @@ def test_other_policy_kwargs_come_beside_the_presets():
         (["--env", "CartPol-v1"], "`env`='CartPol-v1' is unknown to gymnasium"),
         (["-n", "1000"], "`--steps` 1000 is too short: gradient steps begin at `learning_starts`=1000"),
         (["-n", "2", "--params", "learning_starts:0"], "`--steps` 2 is too short: 20 % more is no step more"),
-        (["--params", "learning_start:10"], "`--params` 'learning_start=10': .*unexpected keyword argument"),
+        (["--params", "learning_start:10"], "cannot train dqn on .*unexpected keyword argument 'learning_start'"),
         (["--params", "callback:x"], "`--params` 'callback' cannot be changed here"),
         (["-o", "nowhere/a.csv"], "`--output`: there is no folder nowhere"),
         (["--save", "nowhere"], "`--save`: there is no folder nowhere"),
-        (["--algo", "sac"], "`--algo` 'sac' does not fit `--env` 'CartPole-v1': The algorithm only supports"),
+        (["--algo", "sac"], "cannot train sac on 'CartPole-v1' .*The algorithm only supports"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_trained(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(DQN, "learn", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(SystemExit, match=f"benchmark: .*{message}"):
+    with pytest.raises(SystemExit, match=f"(?s)benchmark: .*{message}"):
         benchmark(["compression", "--algo", "dqn", "--env", "CartPole-v1", "-n", "2000", "-o", "a.csv", *arguments])
     assert list(tmp_path.iterdir()) == []
 
@@ -358,20 +349,6 @@ def test_a_file_of_something_else_stops_it_before_anything_is_trained(tmp_path, 
 
 
 # --- The figure ---
-
-
-def test_mean_interval():
-    assert mean_interval([3.0]) == (3.0, 3.0, 3.0)
-    mean, low, high = mean_interval([1.0, 2.0, 3.0])
-    assert mean == 2
-    assert 1 <= low < 2 < high <= 3
-    assert mean_interval([1.0, 2.0, 3.0]) == (mean, low, high)
-    # Against the normal law for many values: half a width of 1.96 / sqrt(n)
-    values = np.random.default_rng(0).normal(size=400)
-    _, low, high = mean_interval(values)
-    assert (high - low) / 2 == pytest.approx(1.96 / 20, rel=0.1)
-    with pytest.raises(ValueError, match="`values` is empty"):
-        mean_interval([])
 
 
 @given(st.floats(0, 0.999), st.floats(0, 0.999))
@@ -430,13 +407,13 @@ def test_table(tmp_path, capsys):
     first, second = capsys.readouterr().out.split("\n\n", 1)[1].split("DQN, Pendulum-v1")
     assert first.startswith("DQN, CartPole-v1, 1,000 steps + 20 % quantized, 2 seeds x 20 episodes\n")
     value = 100.5 - 50 * 0.9**20
-    # One of two seeds is drawn twice in a quarter of the resamples: the interval reaches from one to the other
+    # Student's t with one degree of freedom: 12.706 * 0.5
     assert [line for line in first.splitlines() if line.startswith("| pruned")] == [
-        f"| pruned | 90 % | 10.0x | 8.3x | 120 | {value:.1f} | {value - 0.5:.1f} to {value + 0.5:.1f} | 2 |",
-        f"| pruned + quantized | 90 % | 10.0x | 8.3x | 120 | {value:.1f} | {value - 0.5:.1f} to {value + 0.5:.1f} | 2 |",
+        f"| {name} | 90 % | 10.0x | 8.3x | 120 | {value:.1f} | {value - 6.353:.1f} to {value + 6.353:.1f} | 2 (few) |"
+        for name in ("pruned", "pruned + quantized")
     ]
     assert [line.split(" | ")[0] for line in second.splitlines()[4:]] == ["| dense", "| quantized"]
-    assert "| - | 1 |" in second
+    assert "| - | 1 (few) |" in second
 
 
 def test_means_and_intervals_are_where_they_belong():
