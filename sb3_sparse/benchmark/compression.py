@@ -39,6 +39,8 @@ EXTRA = 1.2
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
+    Add the arguments of ``compression``.
+
     :param parser: Parser of the ``compression`` sub-command.
     """
     parser.add_argument("--algo", choices=ALGORITHMS, required=True)
@@ -158,6 +160,8 @@ class Experiment:
 
     def variants(self, sparsity: float) -> tuple[str, str]:
         """
+        Name an agent.
+
         :param sparsity: Of the pruned networks.
         :return: What the agent is called after N steps, and after 20 % more.
         """
@@ -165,6 +169,8 @@ class Experiment:
 
     def is_done(self, results: Sequence[Result], sparsity: float, seed: int) -> bool:
         """
+        Tell whether an agent is in a file.
+
         :param results: Rows that there are.
         :param sparsity: Of the pruned networks.
         :param seed: Seed of the training.

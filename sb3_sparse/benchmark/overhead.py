@@ -18,6 +18,8 @@ from sb3_sparse.benchmark.step import measure, row_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
+    Add the arguments of ``overhead``.
+
     :param parser: Parser of the ``overhead`` sub-command.
     """
     parser.add_argument("--algo", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))

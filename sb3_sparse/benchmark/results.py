@@ -74,6 +74,8 @@ COLUMNS = tuple(column.name for column in fields(Result))
 
 def read_results(file: str | Path) -> list[Result]:
     """
+    Read a file of results.
+
     :param file: CSV file with the columns of :class:`Result`.
     :return: Its rows, in their order.
     :raises FileNotFoundError: If there is no such file.
@@ -129,6 +131,8 @@ def add_results(file: str | Path, new: Iterable[Result]) -> None:
 
 def experiments(results: Sequence[Result]) -> dict[Experiment, list[Result]]:
     """
+    Sort results by what they can be compared in.
+
     :param results: Rows of any experiments.
     :return: Rows by what they can be compared in, in their order.
     """

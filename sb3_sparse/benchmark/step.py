@@ -31,6 +31,8 @@ _SECONDS_PER_ROUND = 0.15
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """
+    Add the arguments of ``step``.
+
     :param parser: Parser of the ``step`` sub-command.
     """
     parser.add_argument("--algo", nargs="+", choices=list(ALGORITHMS), default=["td3"])
@@ -79,6 +81,8 @@ def freeze_critic(model: OffPolicyAlgorithm) -> None:
 
 def variants(sparsities: list[float], patterns: list[str], *, masked: bool) -> dict[str, dict[str, Any] | None]:
     """
+    List what is measured.
+
     :param sparsities: Sparsities of unstructured variants.
     :param patterns: Further variants, see :func:`add_arguments`.
     :param masked: Whether the torch engine is measured at each sparsity too.
@@ -116,6 +120,8 @@ def measure(
     steps: int | None = None,
 ) -> tuple[dict[str, Timing], dict[str, OffPolicyAlgorithm]]:
     """
+    Time a gradient step of all variants, which take turns.
+
     :param algo: ``"td3"``, ``"sac"`` or ``"dqn"``.
     :param widths: Hidden widths.
     :param kwargs: See :func:`variants`.

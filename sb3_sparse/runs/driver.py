@@ -74,11 +74,17 @@ class Listed:
         self.results: dict[str, RunResult] = {}
 
     def next(self) -> RunSpec | None:
-        """:return: The next one."""
+        """
+        Give the next training.
+
+        :return: The next one.
+        """
         return self.waiting.pop(0) if self.waiting else None
 
     def done(self, spec: RunSpec, result: RunResult) -> None:
         """
+        Note what came of a training.
+
         :param spec: One of them.
         :param result: What came of it.
         """
@@ -176,6 +182,8 @@ class Driver:
 
     def run(self, specs: Sequence[RunSpec]) -> list[RunResult]:
         """
+        Train what is missing of a list.
+
         :param specs: Trainings.
         :return: Their results, in this order; what the store has is not trained again.
         :raises ChildProcessError: See :meth:`work`.

@@ -78,7 +78,11 @@ class _Worker:
         (self.process,) = set(multiprocessing.active_children()) - before
 
     def submit(self, spec: RunSpec, folder: Path, *options: bool) -> Future[RunResult]:
-        """:raises BrokenProcessPool: If its process has vanished."""
+        """
+        Begin a training.
+
+        :raises BrokenProcessPool: If its process has vanished.
+        """
         if self.pool is None:
             self.start()
         assert self.pool is not None
@@ -100,6 +104,8 @@ class _Worker:
 
 class LocalEngine:
     """
+    Trains in processes of this machine.
+
     :param workers: Processes at a time, each of one thread unless ``OMP_NUM_THREADS`` says otherwise. They stay from the first
         training to :meth:`stop`, for starting one takes seconds.
     :param log: File for what workers print besides their trainings.
@@ -150,13 +156,19 @@ class LocalEngine:
     @staticmethod
     def vanished(error: BaseException) -> bool:
         """
+        Tell what an exception means.
+
         :param error: What a future raises.
         :return: Whether the process of the training is gone, which says nothing about the training.
         """
         return isinstance(error, BrokenProcessPool)
 
     def pids(self) -> list[int]:
-        """:return: Numbers of the processes that are there."""
+        """
+        List the processes.
+
+        :return: Numbers of the processes that are there.
+        """
         there = [worker.process for worker in self._workers if worker.process is not None and worker.process.is_alive()]
         return [process.pid for process in there if process.pid is not None]
 

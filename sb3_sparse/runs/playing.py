@@ -63,5 +63,9 @@ class RandomPolicy:
         self.env = env
 
     def predict(self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False) -> Any:
-        """:return: As SB3's ``predict``."""
+        """
+        Act at random.
+
+        :return: As SB3's ``predict``.
+        """
         return np.stack([self.env.action_space.sample() for _ in range(self.env.num_envs)]), state

@@ -49,6 +49,8 @@ def train_remotely(spec: RunSpec, folder: str, token: str, gym_packages: Sequenc
 
 class RayEngine:
     """
+    Trains on a Ray cluster.
+
     :param address: Of the cluster: ``HOST:PORT``, ``ray://HOST:PORT``, ``auto`` for one that runs on this machine, or
         ``local`` to start one here.
     :param folder: Of all trainings.

@@ -71,19 +71,27 @@ class RunResult:
 
     def at(self, step: int) -> Evaluation:
         """
+        Look up an evaluation.
+
         :param step: A checkpoint.
         :return: The evaluation there.
         """
         return self.evaluations[self.spec.checkpoints.index(step)]
 
     def to_json(self) -> str:
-        """:return: The text of a file; numbers that are not finite are null."""
+        """
+        Write it down.
+
+        :return: The text of a file; numbers that are not finite are null.
+        """
         values = {"format": _FORMAT, **asdict(self), "spec": self.spec.to_json()}
         return json.dumps(_finite(values), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RunResult:
         """
+        Read it again.
+
         :param text: What :meth:`to_json` gave.
         :return: The result.
         :raises ValueError: If it is anything else.

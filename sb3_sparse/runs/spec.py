@@ -68,6 +68,8 @@ class RunSpec:
 
     def includes(self, other: RunSpec) -> bool:
         """
+        Tell whether this training says all that another one would.
+
         :param other: Another training.
         :return: Whether this one's result says all that the other's would: the same agent, played in the same episodes, at
             these checkpoints and perhaps at more.
@@ -79,12 +81,18 @@ class RunSpec:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """:return: As JSON values."""
+        """
+        Write it down.
+
+        :return: As JSON values.
+        """
         return json.loads(json.dumps(asdict(self)))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunSpec:
         """
+        Read it again.
+
         :param values: What :meth:`to_json` gave.
         :return: The training.
         """
@@ -97,6 +105,8 @@ def _hash(values: Mapping[str, Any]) -> str:
 
 def slug(text: str) -> str:
     """
+    Make a name that files can have.
+
     :param text: Id of an environment.
     :return: The same as part of a file's name.
     """
@@ -105,6 +115,8 @@ def slug(text: str) -> str:
 
 def evenly(n_timesteps: int, evaluations: int) -> tuple[int, ...]:
     """
+    Spread evaluations over a training.
+
     :param n_timesteps: Environment steps of a training.
     :param evaluations: How many there shall be, the one at the end included.
     :return: The checkpoints before the end, at equal distances.
@@ -115,6 +127,8 @@ def evenly(n_timesteps: int, evaluations: int) -> tuple[int, ...]:
 
 def check_names(names: Sequence[str], argument: str) -> list[str]:
     """
+    Check a list of names.
+
     :param names: Names that the user gave.
     :param argument: How an error names them.
     :return: The same.

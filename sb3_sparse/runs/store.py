@@ -51,6 +51,8 @@ def locked(file: Path, what: str) -> Iterator[None]:
 
 class Store:
     """
+    A folder of trainings.
+
     :param folder: Of all trainings; made if need be.
     :raises ValueError: If it cannot be made or written to.
     """
@@ -60,6 +62,8 @@ class Store:
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """
+        Keep other drivers out.
+
         :return: Inside it this process alone trains for this store.
         :raises Locked: If another one does.
         """
@@ -67,6 +71,8 @@ class Store:
 
     def path(self, spec: RunSpec) -> Path:
         """
+        Find the folder of a training.
+
         :param spec: A training.
         :return: Its folder.
         """
@@ -74,6 +80,8 @@ class Store:
 
     def get(self, spec: RunSpec) -> RunResult | None:
         """
+        Look up what came of a training.
+
         :param spec: A training.
         :return: Its result, or that of the same training with more checkpoints; None if there is none.
         :raises ValueError: If a file there is no result, or one of another training; the message names it.
@@ -92,6 +100,8 @@ class Store:
 
     def put(self, result: RunResult) -> Path:
         """
+        Store what came of a training.
+
         :param result: A result.
         :return: Its file, which is whole.
         """
@@ -115,12 +125,18 @@ class Store:
         shutil.rmtree(folder, ignore_errors=True)
 
     def results(self) -> list[RunResult]:
-        """:return: All results, sorted by key."""
+        """
+        Read everything that is there.
+
+        :return: All results, sorted by key.
+        """
         return [read_result(file) for file in sorted(self.folder.glob(f"*/{RESULT}"))]
 
 
 def read_result(file: Path) -> RunResult:
     """
+    Read a file.
+
     :param file: A ``result.json``.
     :return: What it says.
     :raises ValueError: If it is none; the message names it.

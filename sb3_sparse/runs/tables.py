@@ -13,6 +13,8 @@ from sb3_sparse.runs.statistics import FEW_SEEDS
 
 def is_nan(value: Any) -> bool:
     """
+    Tell whether something is not known.
+
     :param value: Anything.
     :return: Whether it is the number that is none.
     """
@@ -21,6 +23,8 @@ def is_nan(value: Any) -> bool:
 
 def to_csv(rows: Sequence[Mapping[str, Any]], last: str = "") -> str:
     """
+    Write a table as CSV.
+
     :param rows: By column.
     :param last: Columns whose names begin with this stand last.
     :return: CSV with a header, columns in order of appearance; what a row lacks is empty.
@@ -36,6 +40,8 @@ def to_csv(rows: Sequence[Mapping[str, Any]], last: str = "") -> str:
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
+    Write a table as Markdown.
+
     :param header: Names of the columns.
     :param rows: Cells; the first column is left-aligned, all others right.
     :return: A Markdown table.
@@ -46,6 +52,8 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def interval(low: float, high: float, digits: int = 1) -> str:
     """
+    Write an interval.
+
     :param low: Lower end.
     :param high: Upper end.
     :param digits: After the point.
@@ -56,6 +64,8 @@ def interval(low: float, high: float, digits: int = 1) -> str:
 
 def seeds(n: int, n_failed: int = 0) -> str:
     """
+    Write a number of seeds, and that they are few.
+
     :param n: Trainings that a number comes from.
     :param n_failed: Trainings that failed besides.
     :return: Both, with a word where they are few.

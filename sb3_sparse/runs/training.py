@@ -89,6 +89,8 @@ class _Watch(BaseCallback):
 
 def require_finite(model: BaseAlgorithm) -> None:
     """
+    Refuse a model that has diverged.
+
     :param model: A model.
     :raises Diverged: If one of its parameters holds a NaN or an infinity.
     """
@@ -101,6 +103,8 @@ def make_manager(
     algo: str, env: str, file: Path, seed: int, folder: Path, hyperparams: dict | None = None
 ) -> ExperimentManager:
     """
+    Make rl-zoo3's manager of a training.
+
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.
     :param file: The configuration.
@@ -179,6 +183,8 @@ def check_trainable(algo: str, env: str, section: Mapping[str, Any], folder: Pat
 
 def random_return(algo: str, env: str, section: Mapping[str, Any], seeds: Sequence[int], folder: Path) -> float:
     """
+    Play without having learnt anything.
+
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.
     :param section: The configuration, for its wrappers.
@@ -200,7 +206,11 @@ def random_return(algo: str, env: str, section: Mapping[str, Any], seeds: Sequen
 
 
 def versions() -> dict[str, str]:
-    """:return: Of the packages that decide a result, and what it was computed on."""
+    """
+    Say what a result was computed with.
+
+    :return: Of the packages that decide a result, and what it was computed on.
+    """
     found = {"python": platform.python_version(), "processor": processor()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -210,6 +220,8 @@ def versions() -> dict[str, str]:
 
 def model_file(folder: Path, spec: RunSpec) -> Path:
     """
+    Find the model of a training.
+
     :param folder: Of a training.
     :param spec: The training.
     :return: Where rl-zoo3 saves its model, with what ``sb3-sparse enjoy`` and ``prune`` need beside it.

@@ -42,12 +42,18 @@ def _logged(file: Path) -> Iterator[None]:
 
 
 def threads() -> int:
-    """:return: Threads of a worker: one, for networks this small are no faster with more; ``OMP_NUM_THREADS`` for others."""
+    """
+    Count the threads of a worker.
+
+    :return: Threads of a worker: one, for networks this small are no faster with more; ``OMP_NUM_THREADS`` for others.
+    """
     return int(os.environ.get("OMP_NUM_THREADS") or "1")
 
 
 def prepare(gym_packages: Sequence[str]) -> None:
     """
+    Get a process ready for trainings.
+
     :param gym_packages: Modules to import that register environments.
     """
     th.set_num_threads(threads())
@@ -110,6 +116,8 @@ def execute(spec: RunSpec, folder: Path, save_checkpoints: bool = False) -> RunR
 
 def steps_done(folder: Path) -> int:
     """
+    Look how far a training is.
+
     :param folder: Of a training.
     :return: How many environment steps it says to have made; 0 if it says nothing.
     """

@@ -83,16 +83,28 @@ class Row:
         return median(values) if values else math.nan
 
     def final(self) -> Interval:
-        """:return: Mean return at the end, with its interval."""
+        """
+        Average the last evaluation.
+
+        :return: Mean return at the end, with its interval.
+        """
         return mean_interval(list(self.returns.values())) if self.returns else _NOTHING
 
     def last(self) -> Interval:
-        """:return: Mean of the last evaluations, with its interval."""
+        """
+        Average the last evaluations.
+
+        :return: Mean of the last evaluations, with its interval.
+        """
         values = [last_mean(curve, LAST) for _, curve in self.curves()]
         return mean_interval(values) if values else _NOTHING
 
     def area(self) -> Interval:
-        """:return: Mean return along the training, with its interval."""
+        """
+        Average over the training.
+
+        :return: Mean return along the training, with its interval.
+        """
         values = [area_under_curve(steps, curve) for steps, curve in self.curves()]
         return mean_interval(values) if values else _NOTHING
 

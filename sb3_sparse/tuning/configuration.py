@@ -54,6 +54,8 @@ def load_section(
     parameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
+    Load the configuration that a study begins with.
+
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.
     :param method: Name of a preset; ``"static"`` if neither it nor ``conf_file`` is given.

@@ -71,7 +71,11 @@ class Draft:
         self._had_callbacks = "callback" in self.values
 
     def written(self) -> dict[str, Any]:
-        """:return: The section, everything in it as YAML holds it. No entry of the original is missing."""
+        """
+        Write the section down.
+
+        :return: The section, everything in it as YAML holds it. No entry of the original is missing.
+        """
         result = {**self.values}
         for name, new in (("policy_kwargs", self.policy_kwargs), ("replay_buffer_kwargs", self.buffer_kwargs)):
             if new or name in result:
@@ -167,6 +171,8 @@ class Draft:
 
     def set_sparsity(self, sparsity: float | dict[str, float]) -> None:
         """
+        Say how sparse networks are.
+
         :param sparsity: How sparse each network is, or all of them are; with gradual pruning, in the end. It takes the place
             of an explicit distribution.
         """
@@ -180,6 +186,8 @@ class Draft:
 
     def set_distribution(self, distribution: str) -> None:
         """
+        Say how sparsity is spread over layers.
+
         :param distribution: Name of a distribution.
         """
         self._start_dense()
@@ -189,6 +197,8 @@ class Draft:
 
     def set_pattern(self, spec: str) -> None:
         """
+        Say which masks are legal.
+
         :param spec: A pattern. N:M says how sparse every sparse network is; coming from N:M, the sparsity stays what it was.
         """
         old, new = self.pattern.fixed_sparsity, parse_pattern(spec).fixed_sparsity
@@ -249,6 +259,8 @@ class Draft:
 
     def cadence(self, updates: int) -> dict[str, Any]:
         """
+        Turn a number of updates into an updater's arguments.
+
         :param updates: Number of updates in the whole training.
         :return: Arguments of an updater that makes about as many.
         """
@@ -256,6 +268,8 @@ class Draft:
 
     def merge_callback(self, callback: type[BaseCallback], kwargs: Mapping[str, Any]) -> None:
         """
+        Change a callback, or add it.
+
         :param callback: A callback class.
         :param kwargs: Keyword arguments that the configuration's entry gets; if it has none, a new entry does.
         """
@@ -312,6 +326,8 @@ class Draft:
 
     def set_gamma(self, gamma: float) -> None:
         """
+        Set the discount.
+
         :param gamma: Discount of the algorithm, and of a replay buffer that has one.
         """
         self.values["gamma"] = gamma
@@ -320,6 +336,8 @@ class Draft:
 
     def set_n_step(self, n_steps: int, delay: float, **kwargs: Any) -> None:
         """
+        Set multi-step targets.
+
         :param n_steps: Step length of the targets.
         :param delay: Fraction of the gradient steps that are made with one step.
         :param kwargs: Further keyword arguments of :class:`~sb3_sparse.DelayedNStep`.
@@ -336,6 +354,8 @@ class Draft:
 
     def set_noise(self, kind: str | None, std: float) -> None:
         """
+        Set the action noise.
+
         :param kind: rl-zoo3's name of an action noise, None for no noise. That is written as noise of size 0: rl-zoo3 hands a
             ``noise_type`` of None on to the algorithm, which does not know it.
         :param std: Its standard deviation.
@@ -360,6 +380,8 @@ class Draft:
 
     def set_quantization(self, **kwargs: Any) -> None:
         """
+        Quantize while training.
+
         :param kwargs: Keyword arguments of :class:`~sb3_sparse.QuantizationAware`.
         """
         self.merge_callback(QuantizationAware, kwargs)

@@ -55,6 +55,8 @@ class Level:
 @dataclass(frozen=True)
 class Decision:
     """
+    The result of one test.
+
     :param sparsity: What was tested.
     :param verdict: ``"accepted"``, ``"refused"`` or ``"undecided"``.
     :param margin: How far its mean return lies above what is to be kept, NaN if its trainings diverged.
@@ -79,6 +81,8 @@ def _finite(results: Sequence[float]) -> list[float]:
 
 def with_floor(results: Sequence[float], floor: float) -> list[float]:
     """
+    Count diverged trainings as having learnt nothing.
+
     :param results: Returns, NaN where a training diverged.
     :param floor: Return of a policy that has learnt nothing.
     :return: The same; a training that diverged has learnt nothing.
@@ -147,6 +151,8 @@ def confirm(
 
 class Bisection:
     """
+    Searches the sparsest network that keeps enough.
+
     :param train: Trains several sparsities and seeds, perhaps at the same time.
     :param keep: Fraction to keep, in (0, 1].
     :param floor: Return of a policy that has learnt nothing.
@@ -288,6 +294,8 @@ def _between(low: float, high: float) -> float:
 
 def samples(most: float) -> tuple[float, float]:
     """
+    Say where the search begins.
+
     :param most: The largest sparsity to try.
     :return: Where the search begins: there, and in the middle.
     """

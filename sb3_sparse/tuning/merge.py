@@ -33,6 +33,8 @@ def _is_plain(value: Any) -> bool:
 
 def source(value: Any) -> str:
     """
+    Write a value as Python.
+
     :param value: A value.
     :return: An expression that rl-zoo3 evaluates to it.
     """
@@ -49,6 +51,8 @@ def source(value: Any) -> str:
 
 def evaluate(value: Any) -> Any:
     """
+    Evaluate an entry as rl-zoo3 does.
+
     :param value: An entry of :data:`EVALUATED`.
     :return: What it means: strings are evaluated where rl-zoo3 evaluates them.
     :raises ValueError: If the string does not evaluate.
@@ -65,6 +69,8 @@ def evaluate(value: Any) -> Any:
 
 def write_kwargs(written: Any, old: Mapping[str, Any], new: Mapping[str, Any]) -> Any:
     """
+    Write changed keyword arguments as they were written.
+
     :param written: How the keyword arguments were written: a mapping, a string that is evaluated, or None.
     :param old: What that means.
     :param new: What it shall mean.
@@ -101,6 +107,8 @@ class Callbacks:
 
     def of(self, *classes: type[BaseCallback]) -> list[tuple[type[BaseCallback], dict[str, Any]]]:
         """
+        Find entries.
+
         :param classes: Callback classes, exactly.
         :return: The class and the keyword arguments of every entry of these classes; changing these changes the entry.
         """
@@ -108,6 +116,8 @@ class Callbacks:
 
     def remove(self, *classes: type[BaseCallback]) -> int:
         """
+        Remove entries.
+
         :param classes: Callback classes, exactly.
         :return: Where the first of them was, the front if there was none.
         """
@@ -117,6 +127,8 @@ class Callbacks:
 
     def put(self, index: int, callback: type[BaseCallback], kwargs: dict[str, Any]) -> None:
         """
+        Insert an entry.
+
         :param index: Where.
         :param callback: Class that ``sb3_sparse`` exports.
         :param kwargs: Its keyword arguments.
@@ -124,12 +136,18 @@ class Callbacks:
         self._entries.insert(index, (f"sb3_sparse.{callback.__name__}", kwargs))
 
     def written(self) -> list[Any]:
-        """:return: The entry as YAML holds it."""
+        """
+        Write the entry down.
+
+        :return: The entry as YAML holds it.
+        """
         return [{name: kwargs} if kwargs else name for name, kwargs in self._entries]
 
 
 def accepted(callback: type[BaseCallback], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """
+    Pick the keyword arguments that a callback takes.
+
     :param callback: A callback class.
     :param kwargs: Keyword arguments of another.
     :return: Those that it takes too.
@@ -140,6 +158,8 @@ def accepted(callback: type[BaseCallback], kwargs: Mapping[str, Any]) -> dict[st
 
 def supported_algorithms() -> dict[str, type[BaseAlgorithm]]:
     """
+    List the algorithms.
+
     :return: Algorithms that have sparse policies, by rl-zoo3's names.
     """
     from rl_zoo3.utils import ALGOS
@@ -149,6 +169,8 @@ def supported_algorithms() -> dict[str, type[BaseAlgorithm]]:
 
 def algorithm_of(algo: str) -> type[BaseAlgorithm]:
     """
+    Find an algorithm.
+
     :param algo: rl-zoo3's name of an algorithm.
     :return: The algorithm.
     :raises ValueError: If it has no sparse policies; the message lists those that have.
@@ -161,6 +183,8 @@ def algorithm_of(algo: str) -> type[BaseAlgorithm]:
 
 def policy_of(algo: str, written: Any) -> type:
     """
+    Find a policy.
+
     :param algo: rl-zoo3's name of an algorithm.
     :param written: The ``policy`` of a section: an alias, a dotted path, or a class.
     :return: The policy class.
@@ -178,6 +202,8 @@ def policy_of(algo: str, written: Any) -> type:
 
 def sparse_twin(algo: str, policy: type) -> str:
     """
+    Find the sparse policy of a stock one.
+
     :param algo: rl-zoo3's name of an algorithm.
     :param policy: A policy class of it.
     :return: Dotted path of the sparse policy that extends it, or of itself if it is sparse.

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Objective:
     """
+    What a configuration is judged by.
+
     :param label: With its unit, for tables and figures.
     :param maximize: Whether more is better.
     """
@@ -29,6 +31,8 @@ OBJECTIVES: dict[str, Objective] = {
 
 def check_objectives(names: Sequence[str]) -> list[str]:
     """
+    Check names of objectives.
+
     :param names: What the user wants.
     :return: The same, ``"return"`` first.
     :raises ValueError: For an unknown name, one given twice, or if ``"return"`` or everything else is missing.

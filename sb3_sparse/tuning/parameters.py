@@ -27,6 +27,8 @@ class Parameter:
 
     def suggest(self, trial: Any, **names: str) -> Any:
         """
+        Let a trial suggest a value.
+
         :param trial: An Optuna trial, or ``optuna.trial.FixedTrial``.
         :param names: What stands for the parts of the name in braces.
         :return: The trial's value.

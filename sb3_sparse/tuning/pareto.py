@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
     """
+    Compare two points.
+
     :param first: Objectives of a point, each minimised.
     :param second: Of another one.
     :return: Whether the first is nowhere worse and somewhere better.
@@ -16,6 +18,8 @@ def dominates(first: Sequence[float], second: Sequence[float]) -> bool:
 
 def front(points: Sequence[Sequence[float]]) -> list[int]:
     """
+    Find the points worth having.
+
     :param points: Objectives of each point, each minimised.
     :return: Indices of the points that no other dominates, in their order; of equal points all.
     """

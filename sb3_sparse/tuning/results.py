@@ -80,6 +80,8 @@ def _tried(trials: Sequence[FrozenTrial]) -> Tried:
 
 def tried(study: optuna.Study) -> list[Tried]:
     """
+    List what a study has tried.
+
     :param study: A study.
     :return: All its jobs, in order.
     """
@@ -88,6 +90,8 @@ def tried(study: optuna.Study) -> list[Tried]:
 
 def minimised(subject: Subject, mean: float, measures: dict[str, float]) -> tuple[float, ...]:
     """
+    Turn objectives so that less is better.
+
     :param subject: What the study is about.
     :param mean: Return.
     :param measures: All others.
@@ -99,6 +103,8 @@ def minimised(subject: Subject, mean: float, measures: dict[str, float]) -> tupl
 
 def tuning_front(subject: Subject, rows: Sequence[Tried]) -> list[Tried]:
     """
+    Find the front by the trainings that choose.
+
     :param subject: What the study is about.
     :param rows: Its jobs.
     :return: Those that no other dominates by the trainings that choose, cheapest first.
@@ -141,6 +147,8 @@ class Point:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """
+        Give the mean's interval.
+
         :param confidence: Coverage.
         :return: Ends of the mean's interval, NaN with fewer than two seeds.
         """

@@ -38,6 +38,8 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 
 def check_sampler(name: str) -> str:
     """
+    Check the name of a sampler.
+
     :param name: What the user wants.
     :return: The same.
     :raises ValueError: If there is no such sampler.
@@ -51,6 +53,8 @@ def check_sampler(name: str) -> str:
 
 def sample_section(trial: Trial, subject: Subject) -> dict[str, Any]:
     """
+    Sample the configuration of a trial.
+
     :param trial: A trial.
     :param subject: What its study is about.
     :return: The configuration that it tries. Its policy is a sparse one in any case: what a stock one costs cannot be counted.

@@ -198,6 +198,8 @@ SEARCHES: dict[str, Search] = {
 
 def known_searches(names: str | Sequence[str]) -> list[str]:
     """
+    Check names of searches.
+
     :param names: Names of searches, or one string of names with commas between them.
     :return: The names, in the order in which they are sampled.
     :raises ValueError: For unknown names, listing the real ones, and for none at all.
@@ -305,6 +307,8 @@ def check_configuration(names: Sequence[str], algo: str, hyperparameters: Mappin
 
 def count_inputs(observation_space: spaces.Space) -> int | None:
     """
+    Count the inputs of first layers.
+
     :param observation_space: Observation space of an environment.
     :return: The ``n_inputs`` that :func:`sample` wants to know: the size of an observation; None for dicts.
     """
@@ -348,6 +352,8 @@ def sample(
 
 def searches_table(names: Sequence[str] = tuple(SEARCHES)) -> str:
     """
+    List what can be searched.
+
     :param names: Searches to list.
     :return: Their parameters as a Markdown table.
     """

@@ -96,6 +96,8 @@ class _Trainer:
 
     def section(self, sparsity: float) -> dict[str, Any]:
         """
+        Make the configuration of a sparsity.
+
         :param sparsity: 0 for the dense reference.
         :return: What is trained.
         """
@@ -109,6 +111,8 @@ class _Trainer:
 
     def run(self, wanted: Sequence[tuple[float, int]], *, report: bool = False) -> list[float]:
         """
+        Train sparsities with seeds.
+
         :param wanted: Sparsities and numbers of seeds.
         :param report: Whether the seeds are those that are reported.
         :return: Returns, NaN where a training diverged.
@@ -130,6 +134,8 @@ class _Trainer:
 
     def of(self, sparsity: float) -> list[RunResult]:
         """
+        List the reporting trainings of a sparsity.
+
         :param sparsity: As asked.
         :return: Its reporting trainings.
         """
@@ -137,6 +143,8 @@ class _Trainer:
 
     def returns(self, sparsity: float) -> list[float]:
         """
+        List the returns of a sparsity.
+
         :param sparsity: As asked.
         :return: Of its reporting trainings, NaN where one diverged.
         """
@@ -144,6 +152,8 @@ class _Trainer:
 
     def estimate(self, sparsity: float, floor: float) -> Estimate:
         """
+        Estimate how much a sparsity keeps.
+
         :param sparsity: One that was trained with the reporting seeds.
         :param floor: Return of a policy that has learnt nothing.
         :return: How much it keeps.
@@ -155,7 +165,11 @@ class _Trainer:
         return Estimate(sparsity, *ratio_interval(mine, others, floor=floor))
 
     def table(self) -> str:
-        """:return: Every training as CSV."""
+        """
+        Write every training down.
+
+        :return: Every training as CSV.
+        """
         nothing = dict.fromkeys(MEASURES, math.nan)
         return to_csv(
             [

@@ -13,6 +13,8 @@ _MISSING = object()
 
 def stock_sampler(algo: str) -> Callable[..., dict[str, Any]] | None:
     """
+    Find rl-zoo3's own sampler.
+
     :param algo: rl-zoo3's name of an algorithm.
     :return: The sampler that rl-zoo3 (or somebody else, but this package) has for it; None if there is none.
     """
@@ -23,7 +25,11 @@ def stock_sampler(algo: str) -> Callable[..., dict[str, Any]] | None:
 
 
 def stock_algorithms() -> list[str]:
-    """:return: Algorithms that rl-zoo3 has a sampler for."""
+    """
+    List the algorithms that rl-zoo3 searches.
+
+    :return: Algorithms that rl-zoo3 has a sampler for.
+    """
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_SAMPLER
 
     return [algo for algo in HYPERPARAMS_SAMPLER if stock_sampler(algo) is not None]

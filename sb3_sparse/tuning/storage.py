@@ -40,6 +40,8 @@ class WholeLineBackend(JournalFileBackend):
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """
+        Append operations.
+
         :param logs: Operations, a line each.
         """
         lock, file = self._lock, Path(self._file_path)
@@ -71,6 +73,8 @@ def _whole_lines(stream: Any) -> int:
 
 def is_url(storage: str) -> bool:
     """
+    Tell a URL from a file.
+
     :param storage: What the user gave.
     :return: Whether it is a database's URL, not a file.
     """
@@ -79,6 +83,8 @@ def is_url(storage: str) -> bool:
 
 def file_of(storage: str) -> Path | None:
     """
+    Find the file that a storage is kept in.
+
     :param storage: A file or a URL.
     :return: The file it is kept in; None for a server, and for a URL that is none.
     """
@@ -93,6 +99,8 @@ def file_of(storage: str) -> Path | None:
 
 def shown(storage: str) -> str:
     """
+    Hide a password.
+
     :param storage: A file or a URL.
     :return: The same without a password.
     """

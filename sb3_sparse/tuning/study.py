@@ -93,6 +93,8 @@ class Subject:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Subject:
         """
+        Read it again.
+
         :param values: What :meth:`to_json` gave.
         :return: The subject.
         """
@@ -104,6 +106,8 @@ class Subject:
 
 def subject_of(study: optuna.Study) -> Subject:
     """
+    Read what a study is about.
+
     :param study: A study that :func:`open_study` made.
     :return: What it is about.
     :raises ValueError: If something else made it.
@@ -121,6 +125,8 @@ def subject_of(study: optuna.Study) -> Subject:
 
 def load_study(storage: BaseStorage, name: str) -> optuna.Study | None:
     """
+    Load a study.
+
     :param storage: A storage.
     :param name: Name of a study.
     :return: The study, None if there is none.
@@ -188,6 +194,8 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
 
 def search_jobs(n_trials: int) -> list[Job]:
     """
+    List what a search tries.
+
     :param n_trials: Configurations to try, the dense reference not counted.
     :return: The reference first, then one job for each.
     """

@@ -29,6 +29,8 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 def trial_rows(rows: Sequence[Tried]) -> list[dict[str, Any]]:
     """
+    Make a table of trials.
+
     :param rows: Jobs of a study.
     :return: A row for each, failed ones with their reason.
     """
@@ -69,6 +71,8 @@ def report_rows(again: Reports) -> list[dict[str, Any]]:
 
 def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
     """
+    Make a table of a front.
+
     :param points: What :func:`sb3_sparse.tuning.results.points` gave.
     :return: A row for each.
     """
@@ -96,6 +100,8 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
 
 def to_json(subject: Subject, points: Sequence[Point]) -> str:
     """
+    Write a front as JSON.
+
     :param subject: What the study is about.
     :param points: Its front.
     :return: Both as JSON, with each point's configuration.
@@ -110,6 +116,8 @@ def to_json(subject: Subject, points: Sequence[Point]) -> str:
 
 def show_parameter(value: Any) -> str:
     """
+    Shorten a sampled value.
+
     :param value: A sampled value.
     :return: It, short.
     """
@@ -118,6 +126,8 @@ def show_parameter(value: Any) -> str:
 
 def to_markdown(subject: Subject, points: Sequence[Point]) -> str:
     """
+    Write a front as Markdown.
+
     :param subject: What the study is about.
     :param points: Its front.
     :return: A Markdown table, what fell off the front when it was trained again marked so, and what failed.
@@ -150,6 +160,8 @@ def to_markdown(subject: Subject, points: Sequence[Point]) -> str:
 
 def importance_rows(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """
+    Make a table of importances.
+
     :param found: What :func:`sb3_sparse.tuning.results.importances` gave.
     :return: A row for each parameter, the most important for the front first.
     """

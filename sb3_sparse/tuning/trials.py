@@ -32,6 +32,8 @@ def remember(trial: Any, algo: str, env: str, section: Mapping[str, Any]) -> Non
 
 def check_study(study: Any, algo: str, env: str) -> None:
     """
+    Refuse a study of something else.
+
     :param study: A study.
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.
@@ -59,6 +61,8 @@ def claim_study(study: Any, algo: str, env: str) -> None:
 
 def open_study(storage: str, study_name: str) -> Any:
     """
+    Open a study that is there.
+
     :param storage: As rl-zoo3 takes it: a journal's file, whose name ends with ``.log``, or a database's URL.
     :param study_name: Name of a study in it.
     :return: The study.
@@ -80,6 +84,8 @@ def open_study(storage: str, study_name: str) -> Any:
 
 def find_trial(storage: str, study_name: str, trial_id: int) -> Any:
     """
+    Find a trial.
+
     :param storage: As in :func:`open_study`.
     :param study_name: Name of a study in it.
     :param trial_id: Number of a trial; negative ones count from the end.
@@ -99,6 +105,8 @@ def find_trial(storage: str, study_name: str, trial_id: int) -> Any:
 
 def trial_section(trial: Any, algo: str, env: str) -> dict[str, Any] | None:
     """
+    Read what a trial trained.
+
     :param trial: A trial.
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.
@@ -136,6 +144,8 @@ def convert_stock(converter: Callable[[dict[str, Any]], dict[str, Any]], params:
 
 def found_section(where: tuple[str, str, int], algo: str, env: str, base: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """
+    Find what a trial trained.
+
     :param where: Storage, name of the study, and number of the trial.
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.

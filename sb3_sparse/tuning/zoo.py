@@ -103,7 +103,11 @@ def _wrap_manager() -> None:
 
 
 def require_pandas() -> None:
-    """:raises ImportError: Without pandas, which rl-zoo3 only misses after its last trial, when it writes its report."""
+    """
+    Refuse to search without pandas.
+
+    :raises ImportError: Without pandas, which rl-zoo3 only misses after its last trial, when it writes its report.
+    """
     if find_spec("pandas") is None:
         raise ImportError(
             "rl-zoo3 writes the report of a search with pandas, which is not installed: pip install 'sb3-sparse[tuning]'"
@@ -160,6 +164,8 @@ class _Session:
 
     def sample(self, trial: Any) -> dict[str, Any]:
         """
+        Sample for a trial of rl-zoo3's.
+
         :param trial: A trial.
         :return: Keyword arguments of the algorithm that are not what the configuration says.
         """

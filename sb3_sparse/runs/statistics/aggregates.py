@@ -24,6 +24,8 @@ def _arrays(scores: Sequence[Any]) -> list[np.ndarray]:
 
 def iqm(scores: Scores) -> Any:
     """
+    Average the middle half.
+
     :param scores: Scores of a method.
     :return: Interquartile mean: of all runs of all tasks together, without the lowest and the highest quarter.
     """
@@ -32,6 +34,8 @@ def iqm(scores: Scores) -> Any:
 
 def probability_of_improvement(scores: Scores, others: Scores) -> Any:
     """
+    Compare two methods run by run.
+
     :param scores: Scores of a method.
     :param others: Of another one, for the same tasks.
     :return: Probability that a run of the first is better than one of the second on the same task, ties counted half; the
@@ -46,6 +50,8 @@ def probability_of_improvement(scores: Scores, others: Scores) -> Any:
 
 def performance_profile(scores: Scores, thresholds: Sequence[float]) -> np.ndarray:
     """
+    Count runs above thresholds.
+
     :param scores: Scores of a method.
     :param thresholds: Scores to reach.
     :return: For each threshold the fraction of runs above it, every task counted alike.

@@ -10,6 +10,8 @@ import numpy as np
 
 def last_mean(returns: Sequence[float], n: int = 10) -> float:
     """
+    Average the last evaluations.
+
     :param returns: Mean return of each evaluation, in order.
     :param n: How many count.
     :return: Mean of the last ``n`` (of all if there are fewer), less noisy than the last one alone.
@@ -19,6 +21,8 @@ def last_mean(returns: Sequence[float], n: int = 10) -> float:
 
 def area_under_curve(steps: Sequence[int], returns: Sequence[float]) -> float:
     """
+    Average a learning curve over its steps.
+
     :param steps: Environment steps of the evaluations, in order.
     :param returns: Mean return of each.
     :return: Mean return over the training, between the first and the last evaluation: what learns sooner has more.
@@ -30,6 +34,8 @@ def area_under_curve(steps: Sequence[int], returns: Sequence[float]) -> float:
 
 def steps_to(steps: Sequence[int], returns: Sequence[float], goal: float) -> float:
     """
+    Find when a return is reached.
+
     :param steps: Environment steps of the evaluations, in order.
     :param returns: Mean return of each.
     :param goal: A return.

@@ -16,6 +16,8 @@ from scipy.stats import t
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """
+    Estimate a mean, by Student's t.
+
     :param values: One number per seed.
     :param confidence: Coverage of the interval, in (0, 1).
     :return: Mean, lower and upper end; both ends are NaN for a single value, which says nothing about others.
@@ -29,6 +31,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 def paired_interval(values: Sequence[float], others: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """
+    Estimate the mean of paired differences, by Student's t.
+
     :param values: One number per seed.
     :param others: Of the same seeds, in the same order.
     :param confidence: Coverage of the interval, in (0, 1).
@@ -77,6 +81,8 @@ def ratio_interval(
 
 def unseen(n: int, confidence: float) -> float:
     """
+    Bound what may have gone unseen.
+
     :param n: Trainings that all came out alike.
     :param confidence: In (0, 1).
     :return: The fraction of all trainings that may come out otherwise: if it were more, one of ``n`` would have done so with
@@ -87,6 +93,8 @@ def unseen(n: int, confidence: float) -> float:
 
 def seeds_without_spread(keep: float, confidence: float) -> int:
     """
+    Count the equal returns that would be a proof.
+
     :param keep: Fraction to keep, in (0, 1).
     :param confidence: In (0, 1).
     :return: How many equal returns it takes to show that a configuration keeps this much, if they are the dense reference's.
@@ -96,6 +104,8 @@ def seeds_without_spread(keep: float, confidence: float) -> int:
 
 def are_tied(values: Sequence[float], floor: float) -> bool:
     """
+    Tell whether returns saturate.
+
     :param values: Returns of a configuration.
     :param floor: Return of a policy that has learnt nothing; with it the size of returns, beside which rounding is nothing.
     :return: Whether two of them are the same number, as returns that vary freely never are: they have reached the most (or the

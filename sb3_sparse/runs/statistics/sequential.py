@@ -24,6 +24,8 @@ _CLOSE = 1e-9
 
 class SequentialTest:
     """
+    A group sequential permutation test of several methods against a reference.
+
     :param looks: How many groups there may be.
     :param error: Probability of at least one difference that is none, in (0, 1).
     :param permutations: How many are drawn at random.
