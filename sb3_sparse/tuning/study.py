@@ -137,6 +137,11 @@ def load_study(storage: BaseStorage, name: str) -> optuna.Study | None:
         return None
 
 
+def _present(value: Any) -> str:
+    """A value as text in which policies have the addresses of today: those of earlier versions' presets mean the same."""
+    return json.dumps(value, sort_keys=True).replace("sb3_sparse.policies.Sparse", "sb3_sparse.Sparse")
+
+
 def check_same(found: Mapping[str, Any], name: str, subject: Subject) -> None:
     """
     See that somebody goes on with what was begun.
@@ -147,7 +152,11 @@ def check_same(found: Mapping[str, Any], name: str, subject: Subject) -> None:
     :raises ValueError: If the study is about something else; the message says where they differ.
     """
     wanted = subject.to_json()
-    differences = [f"`{key}` {found.get(key)!r}, not {value!r}" for key, value in wanted.items() if found.get(key) != value]
+    differences = [
+        f"`{key}` {found.get(key)!r}, not {value!r}"
+        for key, value in wanted.items()
+        if _present(found.get(key)) != _present(value)
+    ]
     if differences:
         raise ValueError(
             f"the study {name!r} is about something else and cannot be resumed with this: it has "

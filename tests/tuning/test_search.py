@@ -228,3 +228,16 @@ def test_earlier_studies_bring_their_reports_along(tmp_path):
     (result,) = store.results()
     assert (result.mean, result.spec) == (-5.0, subject.reports(subject.section, 1)[0])
     assert results.known(result)["latency"] == measures["latency"]
+
+
+def test_studies_whose_presets_named_policies_by_other_addresses_go_on():
+    subject = make_subject()
+    earlier, now = (
+        study.Subject.from_json({**subject.to_json(), "section": {**subject.section, "policy": policy}})
+        for policy in ("sb3_sparse.SparseSACPolicy", "sb3_sparse.policies.SparseSACPolicy")
+    )
+    study.check_same(earlier.to_json(), "study", now)
+    study.check_same(now.to_json(), "study", earlier)
+    other = {**subject.to_json(), "section": {**subject.section, "policy": "sb3_sparse.SparseTD3Policy"}}
+    with pytest.raises(ValueError, match=r"`section` .*SparseTD3Policy.*, not .*SparseSACPolicy"):
+        study.check_same(other, "study", subject)
