@@ -18,6 +18,8 @@ from sb3_sparse.callbacks.quantization_aware import QuantizationAware
 from sb3_sparse.callbacks.replay import DelayedNStep, DynamicReplayCapacity
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.callbacks.sparsity_logger import SparsityLogger
+from sb3_sparse.checkpoint.resuming import resume
+from sb3_sparse.checkpoint.run_checkpoint import RunCheckpoint
 from sb3_sparse.conversion.quantize import quantize
 from sb3_sparse.conversion.shrink import shrink
 from sb3_sparse.conversion.sparsify import sparsify
@@ -40,6 +42,7 @@ __all__ = [
     "MaskRefresh",
     "QuantizationAware",
     "RigL",
+    "RunCheckpoint",
     "SearchFor",
     "SparsePolicyMixin",
     "SparsityLogger",
@@ -47,6 +50,7 @@ __all__ = [
     "load_policy",
     "preset",
     "quantize",
+    "resume",
     "shrink",
     "sparse_policy",
     "sparsify",

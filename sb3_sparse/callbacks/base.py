@@ -51,6 +51,9 @@ class TopologyCallback(TrainingCallback[TopologyEvent]):
     :raises TypeError: On training start, if the policy is not sparse.
     """
 
+    #: Attributes that are about this process and not about the training: a run's checkpoint leaves them alone.
+    not_in_checkpoints = ("_n_loads",)
+
     def __init__(
         self,
         clock: Clock,

@@ -13,8 +13,9 @@ from sb3_sparse.utils.command_line import Refusal
 
 DESCRIPTION = "Sparse training for Stable-Baselines3"
 ZOO_HELP = {
-    "train": "train through rl-zoo3; --method NAME chooses a preset, --search NAMES what --optimize searches, everything else "
-    "is rl-zoo3's (-h lists it)",
+    "train": "train through rl-zoo3; --method NAME chooses a preset, --search NAMES what --optimize searches, "
+    "--checkpoint-every STEPS writes checkpoints and --resume RUN_FOLDER goes on from them, everything else is rl-zoo3's "
+    "(-h lists it)",
     "enjoy": "evaluate an agent trained by train; everything is rl-zoo3's (-h lists it)",
 }
 

@@ -1,8 +1,8 @@
 """
 rl-zoo3 with this plugin imported: ``sb3-sparse train --algo td3 --env Hopper-v4 --method static``.
 
-Everything but ``--method`` and ``--search`` is handed to rl-zoo3's own ``train`` and ``enjoy`` as it is, and ``--trial-id`` as
-the configuration of that trial.
+Everything but ``--method``, ``--search`` and what is about checkpoints is handed to rl-zoo3's own ``train`` and ``enjoy`` as
+it is, and ``--trial-id`` as the configuration of that trial.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib
 import re
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import sb3_sparse  # noqa: F401  # registers the policies
@@ -154,17 +154,28 @@ def run(command: str, arguments: Sequence[str]) -> None:
         script = getattr(importlib.import_module(f"rl_zoo3.{command}"), command)
     except ModuleNotFoundError as error:
         raise ImportError(f"{command} needs rl-zoo3 ({error}): pip install 'sb3-sparse[zoo]'") from error
-    handed_on = zoo_arguments(command, arguments)
-    context: AbstractContextManager[None] = nullcontext()
-    if command == "train":
-        from sb3_sparse.tuning.zoo import register_searches, searching
-
-        register_searches()
-        context = searching(_checked_searches(arguments, handed_on))
-    own = sys.argv
-    sys.argv = [f"sb3-sparse {command}", *handed_on]
-    try:
-        with context:
+    with ExitStack() as contexts:
+        is_training = command == "train"
+        handed_on = _prepare_training(arguments, contexts) if is_training else zoo_arguments(command, arguments)
+        own = sys.argv
+        sys.argv = [f"sb3-sparse {command}", *handed_on]
+        try:
             script()
-    finally:
-        sys.argv = own
+        finally:
+            sys.argv = own
+
+
+def _prepare_training(arguments: Sequence[str], contexts: ExitStack) -> list[str]:
+    """What rl-zoo3's train needs beside its arguments, and these."""
+    from sb3_sparse.checkpoint.zoo import managing
+    from sb3_sparse.cli.checkpoints import checkpoint_plan, resumed_command_line
+    from sb3_sparse.tuning.zoo import register_searches, searching
+
+    plan, rest = checkpoint_plan(arguments)
+    contexts.enter_context(managing(plan))
+    if plan.run is not None:
+        return resumed_command_line(plan)
+    handed_on = zoo_arguments("train", rest)
+    register_searches()
+    contexts.enter_context(searching(_checked_searches(rest, handed_on)))
+    return handed_on
