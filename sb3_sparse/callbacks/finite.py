@@ -23,28 +23,39 @@ def check_environment(locals_: Mapping[str, Any], timestep: int) -> None:
     """
     Look at what the environments have just given to the agent.
 
-    :param locals_: Local variables of the rollout; its ``new_obs`` and ``rewards`` are looked at, as far as they are there.
+    :param locals_: Local variables of the rollout. Looked at are, as far as they are there, its ``new_obs``, ``rewards`` and
+        the last observations of episodes in ``infos``.
     :param timestep: Environment step, for the message.
     :raises NonFiniteError: If an observation or a reward is NaN or infinite.
     """
-    observations = locals_.get("new_obs")
-    parts = observations if isinstance(observations, Mapping) else {"": observations}
-    given = [("observation" + (f" {key!r}" if key else ""), value) for key, value in parts.items()]
-    for what, values in (*given, ("reward", locals_.get("rewards"))):
-        if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or np.isfinite(values).all():
-            continue
-        finite = np.isfinite(values).reshape(len(values), -1)
-        index = int((~finite).any(axis=1).argmax())
+    _check_given("reward", locals_.get("rewards"), timestep)
+    _check_given("observation", locals_.get("new_obs"), timestep)
+    for index, info in enumerate(locals_.get("infos") or ()):
+        # The environment was reset, so the last observation of the episode is not among the new ones
+        if isinstance(info, Mapping) and "terminal_observation" in info:
+            _check_given("observation", info["terminal_observation"], timestep, index)
+
+
+def _check_given(what: str, values: Any, timestep: int, index: int | None = None) -> None:
+    """Look at values of all environments, or of that of an index."""
+    if isinstance(values, Mapping):
+        for key, part in values.items():
+            _check_given(f"{what} {key!r}", part, timestep, index)
+    elif isinstance(values, np.ndarray) and values.dtype.kind == "f" and not np.isfinite(values).all():
+        if index is None:
+            index = int((~np.isfinite(values)).reshape(len(values), -1).any(axis=1).argmax())
+            values = values[index]
         raise NonFiniteError(
-            f"the {what} that environment {index} gave at environment step {timestep} is not finite: {values[index]!r}. "
+            f"the {what} that environment {index} gave at environment step {timestep} is not finite: {values!r}. "
             'Mend the environment, or let the training go on with `on_nonfinite`="ignore"'
         )
 
 
 def looks_finite(layers: Mapping[str, SparseLayer]) -> bool:
     """
-    A look after every step, as cheap as it can be: whatever is wrong with a network reaches its biases in the same step or
-    the next one, because the loss and with it every gradient is NaN then.
+    A look after every step, as cheap as it can be: what is wrong with a network reaches its biases in the same step or the
+    next one, because the loss and with it every gradient is NaN then. (What has no part in the loss does not; an update of
+    masks looks at every value.)
 
     :param layers: Layers of a network.
     :return: Whether the sum of every bias (of the weight, where there is none) is finite.

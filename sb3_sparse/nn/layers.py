@@ -159,7 +159,10 @@ class SparseLayer(nn.Module):
         self.project()
         hooked = self.__dict__.get("_hooked_weight")
         if hooked is None or hooked() is not self.weight:
-            self.weight.register_post_accumulate_grad_hook(_MaskGradient(self))
+            # torch hooks no frozen weight, but a hook stays with one that is frozen later, and this one may thaw
+            trained = self.weight.requires_grad
+            self.weight.requires_grad_(True).register_post_accumulate_grad_hook(_MaskGradient(self))
+            self.weight.requires_grad_(trained)
             self._hooked_weight = weakref.ref(self.weight)
 
     @th.no_grad()
