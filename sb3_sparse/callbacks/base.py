@@ -226,7 +226,9 @@ class TopologyCallback(TrainingCallback[TopologyEvent]):
         refuse_nonfinite(network, step, tensors)
 
     def _is_due(self, network: str, step: int) -> bool:
-        return self.clock.is_due(self.model.num_timesteps, step, self.state(network).ticks_done or 0)
+        # Asked at every step: what is remembered is looked up only where it matters
+        ticks_done = 0 if self.clock.unit == "steps" else self.state(network).ticks_done or 0
+        return self.clock.is_due(self.model.num_timesteps, step, ticks_done)
 
     def _layers_of(self, network: str) -> list[str]:
         """Layers of the network that this callback can change: never those in ``dense_layers``."""

@@ -58,12 +58,10 @@ def looks_finite(layers: Mapping[str, SparseLayer]) -> bool:
     masks looks at every value.)
 
     :param layers: Layers of a network.
-    :return: Whether the sum of every bias (of the weight, where there is none) is finite.
+    :return: Whether the sum of all biases (of the weight, where there is none) is finite.
     """
-    total = 0.0
-    for layer in layers.values():
-        total += (layer.weight if layer.bias is None else layer.bias).detach().sum().item()
-    return math.isfinite(total)
+    values = [(layer.weight if layer.bias is None else layer.bias).detach().flatten() for layer in layers.values()]
+    return math.isfinite(th.cat(values).sum().item())
 
 
 def refuse_nonfinite(network: str, step: int, tensors: Mapping[tuple[str, str], th.Tensor | None]) -> None:

@@ -159,8 +159,9 @@ class SET(TopologyCallback):
             state.finished = False
 
     def _is_due(self, network: str, step: int) -> bool:
-        timestep, state = self.model.num_timesteps, self.state(network)
+        timestep = self.model.num_timesteps
         if self.last_event == "prune_only" and self.clock.has_stopped(timestep):
+            state = self.state(network)
             due = not state.finished and self.clock.on_beat(timestep, step, state.ticks_done or 0)
         else:
             due = super()._is_due(network, step)
