@@ -65,6 +65,9 @@ class TopologyCallback(TrainingCallback[TopologyEvent]):
         super().__init__(verbose)
         self.clock = clock
         self.networks = [networks] if isinstance(networks, str) else networks
+        is_list = isinstance(self.networks, Sequence) and all(isinstance(name, str) for name in self.networks)
+        if self.networks is not None and not (is_list and self.networks):
+            raise ValueError(f"`networks` must be None, a name or a list of names, got {networks!r}")
         self.on_nonfinite = require_choice("on_nonfinite", on_nonfinite, ON_NONFINITE)
         #: Networks that are updated in the present training, and the sparsifier they belong to.
         self._updated: list[str] = []
@@ -116,6 +119,9 @@ class TopologyCallback(TrainingCallback[TopologyEvent]):
                 raise ValueError(f"{type(self).__name__} has no network to update ({refusals})")
             return networks
         for network in self.networks:
+            if network not in sparsifier.networks:
+                known = ", ".join(sparsifier.networks)
+                raise ValueError(f"`networks` names the unknown network {network!r}; the networks of this policy are: {known}")
             sparsifier.optimizer_of(network)
             if (refusal := self._refusal(network)) is not None:
                 raise ValueError(f"{type(self).__name__} cannot update network {network!r}: {refusal}")

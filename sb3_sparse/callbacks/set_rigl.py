@@ -269,8 +269,8 @@ class RigL(SET):
 
     def _is_due(self, network: str, step: int) -> bool:
         # Environment steps of which nobody told this callback may have made it due too late to ask for gradients
-        asked = any(layer.wants_dense_gradient for layer in self._layers(network).values())
-        return asked and super()._is_due(network, step)
+        is_due = super()._is_due(network, step)
+        return is_due and any(layer.wants_dense_gradient for layer in self._layers(network).values())
 
     def _tensors(self, name: str) -> dict[str, th.Tensor | None]:
         return {**super()._tensors(name), "gradient": self.sparsifier.layers[name].dense_gradient}

@@ -1,7 +1,9 @@
 """SET and RigL at work inside stock train(): cadence, conservation, gradients, state, refusals."""
 
 import copy
+import inspect
 import math
+from itertools import pairwise
 
 import pytest
 import torch as th
@@ -296,6 +298,10 @@ def test_different_updaters_for_different_networks(tmp_path):
         (lambda: SET(10, 0.3, start=0.5, stop=0.5), "`stop`=0.5 must be after `start`=0.5"),
         (lambda: SET(10, 0.3, grown="random"), "`grown` must be one of 'zero', 'init', got 'random'"),
         (lambda: SET(10, 0.3, sign_split="odd"), "`sign_split` must be one of True, False, 'half', 'proportional', got 'odd'"),
+        (lambda: SET(10, 0.3, networks=3), "`networks` must be None, a name or a list of names, got 3"),
+        (lambda: RigL(10, 0.3, networks=["actor", 1]), r"`networks` must be .* a list of names, got \['actor', 1\]"),
+        (lambda: SET(10, 0.3, networks=[]), r"`networks` must be .* a list of names, got \[\]"),
+        (lambda: SET(10, 0.3, skip_step="no"), "`skip_step` must be one of True, False, got 'no'"),
         (lambda: SET(10, 0.3, unit="episodes"), "`unit` must be one of 'steps', 'timesteps', got 'episodes'"),
     ],
 )
@@ -307,7 +313,11 @@ def test_bad_arguments(make, message):
 @pytest.mark.parametrize(
     ("policy_kwargs", "callback", "message"),
     [
-        ({}, SET(3, 0.3, networks="q_net"), "unknown network 'q_net'; the networks of this policy are: actor, critic"),
+        (
+            {},
+            SET(3, 0.3, networks="q_net"),
+            "`networks` names the unknown network 'q_net'; the networks of this policy are: actor, critic",
+        ),
         (dict(sparsity=0.0), SET(3, 0.3), "SET has no network to update .*actor: none of its layers is pruned"),
         (
             dict(sparsity={"critic": 0.5}),
@@ -477,3 +487,46 @@ def test_resume_continues_exactly(algorithm, make, tmp_path):
     model.learn(64, callback=first)
     assert_goes_on_exactly(model, callbacks, tmp_path, timesteps=(80,), total_timesteps=128)
     assert callbacks[0].events == callbacks[1].events != []
+
+
+def test_rigl_is_set_with_other_growth():
+    """One list of arguments, which the signature shows."""
+    shown = inspect.signature(RigL).parameters
+    assert list(shown) == list(inspect.signature(SET).parameters)
+    assert {
+        "every",
+        "drop_fraction",
+        "drop_schedule",
+        "start",
+        "stop",
+        "unit",
+        "networks",
+        "skip_step",
+        "on_nonfinite",
+    } <= set(shown)
+    assert "__init__" not in vars(RigL)
+    assert (SET(5, 0.3).drop_schedule, RigL(5, 0.3).drop_schedule) == ("constant", "cosine")
+    assert RigL(5, 0.3, "linear").drop_schedule == "linear"
+
+
+def test_an_annealed_last_event_is_warned_of():
+    with pytest.warns(UserWarning, match="`last_event`='prune_only' has nothing to drop: with `drop_schedule`='cosine' the"):
+        callback = RigL(2, 0.3, stop=30, last_event="prune_only")
+    model = pruned_model(TD3)
+    planned = dict(model.policy.sparsifier.n_planned)
+    model.learn(50, callback=callback)
+    assert model.policy.sparsifier.n_planned == planned
+    assert all(event.timestep < 30 for event in callback.events)
+
+
+@pytest.mark.parametrize("skip_step", [False, True])
+def test_random_growth_can_skip_the_step_too(skip_step):
+    """RLx2's code does so for its SET baseline."""
+    model = pruned_model(TD3, train_freq=1, gradient_steps=1)
+    callback, biases = SET(5, 0.3, skip_step=skip_step, networks="critic"), []
+    layer = model.policy.sparsifier.layers["critic.qf0.2"]
+    model.policy.sparsifier.optimizers["critic"].register_step_post_hook(lambda *_: biases.append(layer.bias.detach().clone()))
+    model.learn(40, callback=callback)
+    same = [step + 2 for step, (before, after) in enumerate(pairwise(biases)) if th.equal(before, after)]
+    assert same == ([5, 10, 15, 20] if skip_step else [])
+    assert [event.step for event in callback.events] == [5, 10, 15, 20]
