@@ -1,5 +1,5 @@
 """
-Binds masks, optimizers and target networks, and owns the invariants:
+Holds masks, optimizers and target networks together, and owns the invariants:
 
 1. Online and target weights are exactly 0.0 outside the mask after every optimizer step and every target update; so are
    gradients at clipping time and the optimizer's moments.
