@@ -87,14 +87,14 @@ class GradualPruning(TopologyCallback):
         on_nonfinite: str = "raise",
         verbose: int = 0,
     ) -> None:
+        if isinstance(final_sparsity, Mapping) and not final_sparsity:
+            raise ValueError("`final_sparsity` must be a number or a map from network to number, got an empty map")
         clock = DividedClock(updates, start=start, stop=stop)
         named = list(final_sparsity) if isinstance(final_sparsity, Mapping) else None
         super().__init__(clock, networks=named, on_nonfinite=on_nonfinite, verbose=verbose)
         self.scope = check_scope(scope, distribution)
         SparsityConfig(distribution=distribution)
         if isinstance(final_sparsity, Mapping):
-            if not final_sparsity:
-                raise ValueError("`final_sparsity` must be a number or a map from network to number, got an empty map")
             for network, value in final_sparsity.items():
                 check_sparsity(value, f"`final_sparsity` of network {network!r}")
         elif final_sparsity is not None:

@@ -444,7 +444,9 @@ def model_bytes(model):
 
 def test_the_logger_sees_positions_move():
     """The bytes of indices follow where weights are, once for every dump."""
-    model = make_model(TD3, env=RandomEnv(n_inputs=40), policy_kwargs=dict(sparsity=0.97, net_arch=[200, 100]))
+    model = make_model(
+        TD3, env=RandomEnv(n_inputs=40), policy_kwargs=dict(sparsity=0.99, distribution="uniform", net_arch=[200, 100])
+    )
     recorded = Recorded()
     model.learn(60, callback=[recorded, SET(1, 0.9), Calls(lambda model: model.logger.dump(0), 58)], log_interval=None)
     first, last = recorded.bytes[min(recorded.bytes)], recorded.bytes[60]
