@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.export.c.source import Source, arduino_library, check_name, generate, project
 from sb3_sparse.export.decision import decision_of, policy_of
+from sb3_sparse.export.onnx_file import require_onnx, to_onnx
 from sb3_sparse.export.packed import in_half_precision, pack
 from sb3_sparse.export.parity import require_same_decision
 from sb3_sparse.export.targets import check_target, format_of, write_file, write_folder
@@ -159,8 +160,8 @@ def export(
 
     :param model: A model with a sparse or a stock policy. Not changed.
     :param path: A file, or for C a folder. It is written as a whole or, after an error, not at all.
-    :param to: ``"packed"``: one file for :func:`sb3_sparse.load_policy`. ``"c"``: a folder of C99. None: what the path's
-        ending says.
+    :param to: ``"packed"``: one file for :func:`sb3_sparse.load_policy`. ``"onnx"``: for ONNX Runtime. ``"c"``: a folder
+        of C99. None: what the path's ending says.
     :param bits: Bits of a weight: 16 rounds float32 weights to float16 (packed alone); 2 to 8 make sure that the model is
         quantized so. None: as the model is.
     :param normalize: Statistics that its observations were normalised with; ``"auto"``: those of the model's environment.
@@ -172,6 +173,7 @@ def export(
     :param force: Whether what is there may be replaced.
     :param provenance: What else a packed file shall say about where it comes from, JSON values.
     :return: What was written.
+    :raises ImportError: For ONNX without its package.
     :raises ValueError: For arguments out of range, a place that cannot be written to, and policies, spaces, layers or
         activation functions that cannot be exported, naming them; nothing has been written then.
     """
@@ -181,11 +183,15 @@ def export(
     check_name(name)
     if arduino and to != "c":
         raise ValueError(f"`arduino` is for `to`='c', got {to!r}")
+    if to == "onnx":
+        require_onnx()
     graph = make_graph(model, to, bits=bits, normalize=normalize, distribution=distribution)
     origin = provenance_of(model, provenance)
     if to == "packed":
         return Exported(path, to, graph, tuple(write_file(path, pack(graph, report_of(model), origin))))
     about = f"{origin['algorithm']} policy after {origin['timesteps']:,} steps."
+    if to == "onnx":
+        return Exported(path, to, graph, tuple(write_file(path, to_onnx(graph, about, origin))))
     source = generate(graph, name, layout=layout or ("small" if arduino else "fast"), about=about)
     texts = arduino_library(source) if arduino else project(source)
     return Exported(path, to, graph, tuple(write_folder(path, texts)), source)

@@ -29,6 +29,11 @@ _FUNCTIONS: dict[type[nn.Module], Callable[[Any], tuple[str, tuple[float, ...]]]
 }
 
 
+def _rounded(parameters: Sequence[float]) -> tuple[float, ...]:
+    """As torch's float32 kernels see them."""
+    return tuple(float(np.float32(parameter)) for parameter in parameters)
+
+
 @dataclass(frozen=True)
 class Flow:
     """
@@ -88,9 +93,7 @@ class Writer:
         return self._once(("value", flow), lambda: self._activate(flow.name, function, parameters))
 
     def _activate(self, name: str, function: str, parameters: Sequence[float]) -> str:
-        # As torch's float32 kernels see them
-        rounded = tuple(float(np.float32(parameter)) for parameter in parameters)
-        return self.add(Activate, name, function=function, parameters=rounded)
+        return self.add(Activate, name, function=function, parameters=_rounded(parameters))
 
     def _once(self, key: Any, make: Callable[[], str]) -> str:
         if key not in self._known:
@@ -102,8 +105,10 @@ class Writer:
             fields: dict[str, Any] = dict(scale=float(scale), zero_point=zero_point, bits=bits)
             if flow.module is None:
                 return self.add(Quantize, flow.name, **fields)
-            if type(flow.module) is nn.ReLU:
-                return self.add(Quantize, flow.name, relu=True, **fields)
+            function, parameters = _FUNCTIONS[type(flow.module)](flow.module)
+            fields |= dict(function=function, parameters=_rounded(parameters))
+            if function == "relu":
+                return self.add(Quantize, flow.name, **fields)
             steps, lowest, n_uneven = staircase(flow.module, scale, zero_point, bits)
             self.n_uneven += n_uneven
             return self.add(Quantize, flow.name, steps=steps, lowest=lowest, **fields)

@@ -72,7 +72,8 @@ class Quantize(Operation):
     :param scale: What one step of the result stands for, float32.
     :param zero_point: From 0 to ``2**bits - 1``.
     :param bits: 2 to 8, or 16.
-    :param relu: Whether the function is ReLU; otherwise there is none, or ``steps`` stand for it.
+    :param function: The function, one of :data:`ACTIVATIONS`, or ``""`` for none. Others than ReLU need ``steps``.
+    :param parameters: Its parameters.
     :param steps: Float32, rising: where the staircase rises by one.
     :param lowest: Where the staircase begins.
     """
@@ -82,7 +83,8 @@ class Quantize(Operation):
     scale: float
     zero_point: int
     bits: int
-    relu: bool = False
+    function: str = ""
+    parameters: tuple[float, ...] = ()
     steps: Float32 | None = None
     lowest: int = 0
 
@@ -91,7 +93,7 @@ class Quantize(Operation):
         """Least and greatest result."""
         if self.steps is not None:
             return self.lowest, self.lowest + len(self.steps)
-        return 0 if self.relu else -self.zero_point, activation_limit(self.bits) - self.zero_point
+        return 0 if self.function == "relu" else -self.zero_point, activation_limit(self.bits) - self.zero_point
 
     def infer(self, inputs: Sequence[Value]) -> Value:
         require_kind(self, inputs[0], "float")
@@ -100,10 +102,14 @@ class Quantize(Operation):
         require(self.bits == 16 or 2 <= self.bits <= 8, f"inputs of {self.bits} bits")
         limit = activation_limit(self.bits)
         require(0 <= self.zero_point <= limit, f"a zero point of {self.zero_point} with {self.bits} bits")
+        wanted = ACTIVATIONS.get(self.function, ())
+        require(self.function in ("", *ACTIVATIONS) and len(self.parameters) == len(wanted), f"a function {self.function!r}")
+        require(all(map(math.isfinite, self.parameters)), f"{self.function!r} with {self.parameters}")
+        require(self.function in ("", "relu") or self.steps is not None, f"the function {self.function!r} needs steps")
         if self.steps is not None:
             require(self.steps.ndim == 1 and (np.diff(self.steps) >= 0).all(), "steps of a staircase do not rise")
             low, high = self.limits
-            require(not self.relu and -self.zero_point <= low <= high <= limit - self.zero_point, "a staircase out of range")
+            require(-self.zero_point <= low <= high <= limit - self.zero_point, "a staircase out of range")
         return Value(inputs[0].shape, "integer", scale, self.limits)
 
     def compute(self, inputs: Sequence[NDArray]) -> NDArray:

@@ -292,7 +292,8 @@ HOSTILE = [
     ("object", lambda h, p, b: p["observation"].update(dtype="object") and None, "dtype 'object' is unknown"),
     ("actions", lambda h, p, b: p["action"].update(shape=[3]) and None, "not 3"),
     ("number", lambda h, p, b: operation(p, "quantize").update(scale="1") and None, "must be a number, got '1'"),
-    ("bool", lambda h, p, b: operation(p, "quantize").update(relu=1) and None, "must be true or false, got 1"),
+    ("function", lambda h, p, b: operation(p, "quantize").update(function="gelu") and None, "a function 'gelu'"),
+    ("no steps", lambda h, p, b: operation(p, "quantize").update(function="tanh") and None, "'tanh' needs steps"),
     ("huge integer", lambda h, p, b: operation(p, "quantize").update(bits=10**30) and None, "must be an integer"),
     ("list", lambda h, p, b: p.update(operations={}) and None, "operations must be a list"),
     (
