@@ -94,7 +94,12 @@ setup(
         *(f"sb3_sparse.hyperparams.{method}" for method in find_namespace_packages("hyperparams")),
     ],
     package_dir={"sb3_sparse.hyperparams": "hyperparams"},
-    package_data={"sb3_sparse": ["py.typed"], "sb3_sparse_runtime": ["py.typed", "csrc/*.h"], "": ["*.yml"]},
+    package_data={
+        "sb3_sparse": ["py.typed"],
+        "sb3_sparse.export.firmware": ["*.c", "*.ld", "Makefile"],
+        "sb3_sparse_runtime": ["py.typed", "csrc/*.h"],
+        "": ["*.yml"],
+    },
     ext_modules=[] if os.environ.get("SB3_SPARSE_NO_ENGINE") else [engine(), runtime()],
     cmdclass={"build_ext": BuildEngine},
 )

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.export.c.source import Source, arduino_library, check_name, generate, project
+from sb3_sparse.export.cortex_m import test_bench
 from sb3_sparse.export.decision import decision_of, policy_of
 from sb3_sparse.export.onnx_file import require_onnx, to_onnx
 from sb3_sparse.export.packed import in_half_precision, pack
@@ -161,14 +162,15 @@ def export(
     :param model: A model with a sparse or a stock policy. Not changed.
     :param path: A file, or for C a folder. It is written as a whole or, after an error, not at all.
     :param to: ``"packed"``: one file for :func:`sb3_sparse.load_policy`. ``"onnx"``: for ONNX Runtime. ``"c"``: a folder
-        of C99. None: what the path's ending says.
+        of C99 for a PC. ``"cortex-m"``: a folder of C99 with the smallest tables, and what runs it under QEMU. None: what the
+        path's ending says.
     :param bits: Bits of a weight: 16 rounds float32 weights to float16 (packed alone); 2 to 8 make sure that the model is
         quantized so. None: as the model is.
     :param normalize: Statistics that its observations were normalised with; ``"auto"``: those of the model's environment.
     :param distribution: Whether mean and standard deviation of a Gaussian policy are written too (SAC, TQC, PPO, A2C).
     :param name: What C's functions and files are called.
     :param layout: C's tables: ``"fast"``, ``"small"`` or ``"dense"``, see :func:`sb3_sparse.export.c.source.generate`. None:
-        ``"fast"``, or ``"small"`` for an Arduino library.
+        ``"fast"`` for a PC, otherwise ``"small"``.
     :param arduino: With ``to="c"``, whether to write an Arduino library instead of a CMake project.
     :param force: Whether what is there may be replaced.
     :param provenance: What else a packed file shall say about where it comes from, JSON values.
@@ -192,6 +194,7 @@ def export(
     about = f"{origin['algorithm']} policy after {origin['timesteps']:,} steps."
     if to == "onnx":
         return Exported(path, to, graph, tuple(write_file(path, to_onnx(graph, about, origin))))
-    source = generate(graph, name, layout=layout or ("small" if arduino else "fast"), about=about)
-    texts = arduino_library(source) if arduino else project(source)
+    small = arduino or to == "cortex-m"
+    source = generate(graph, name, layout=layout or ("small" if small else "fast"), about=about)
+    texts = arduino_library(source) if arduino else test_bench(source) if to == "cortex-m" else project(source)
     return Exported(path, to, graph, tuple(write_folder(path, texts)), source)

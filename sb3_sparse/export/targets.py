@@ -12,7 +12,7 @@ from sb3_sparse.utils.checks import require_choice
 from sb3_sparse.utils.files import replacing
 
 #: Formats, and how their files end; None for a folder.
-SUFFIXES = {"packed": ".sb3s", "onnx": ".onnx", "c": None}
+SUFFIXES = {"packed": ".sb3s", "onnx": ".onnx", "c": None, "cortex-m": None}
 FORMATS = tuple(SUFFIXES)
 
 

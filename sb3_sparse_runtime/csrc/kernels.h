@@ -459,13 +459,22 @@ SB3S_TARGET static void sb3s_dots_f32_avx512(int n_outputs, int n_inputs, const 
 /*
  * What follows is for small machines: rows one after the other, tables as small as they go. In the sections whose name has an 8,
  * lengths and columns take a byte; code generation makes those with a 16 of them. In those called gaps a byte says how many
- * inputs lie between a weight and the one before it in the row; 255 stands for 255 inputs and no weight.
+ * inputs lie between a weight and the one before it in the row; 255 stands for 255 inputs and no weight. Of those of integers
+ * code generation also makes kernels, whose name ends in _relu, that quantize their results for the next layer at once.
  */
 
-/* [section] rows8_f32: */
+/* [section] noinline: */
 
-static void sb3s_rows8_f32(int n_rows, const uint8_t *lengths, const uint8_t *columns, const float *weights, const float *bias,
-                           const float *x, float *y)
+#if defined(__GNUC__)
+#define SB3S_NOINLINE __attribute__((noinline))
+#else
+#define SB3S_NOINLINE
+#endif
+
+/* [section] rows8_f32: noinline */
+
+SB3S_NOINLINE static void sb3s_rows8_f32(int n_rows, const uint8_t *lengths, const uint8_t *columns, const float *weights,
+                                         const float *bias, const float *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
         float sum = *bias++;
@@ -475,10 +484,10 @@ static void sb3s_rows8_f32(int n_rows, const uint8_t *lengths, const uint8_t *co
     }
 }
 
-/* [section] gaps8_f32: */
+/* [section] gaps8_f32: noinline */
 
-static void sb3s_gaps8_f32(int n_rows, const uint8_t *lengths, const unsigned char *gaps, const float *weights, const float *bias,
-                           const float *x, float *y)
+SB3S_NOINLINE static void sb3s_gaps8_f32(int n_rows, const uint8_t *lengths, const unsigned char *gaps, const float *weights,
+                                         const float *bias, const float *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
         float sum = *bias++;
@@ -493,22 +502,61 @@ static void sb3s_gaps8_f32(int n_rows, const uint8_t *lengths, const unsigned ch
     }
 }
 
-/* [section] dense_f32: */
+/* [section] dense_f32: noinline */
 
-static void sb3s_dense_f32(int n_rows, int n_inputs, const float *weights, const float *bias, const float *x, float *y)
+SB3S_NOINLINE static void sb3s_dense_f32(int n_rows, int n_inputs, const float *weights, const float *bias, const float *x,
+                                         float *y)
 {
     for (; n_rows > 0; n_rows--) {
+        const float *from = x, *end = x + (n_inputs & ~3);
         float sum = *bias++;
-        int i;
-        for (i = 0; i < n_inputs; i++) sum += *weights++ * x[i];
+        while (from != end) {
+            sum += *weights++ * *from++;
+            sum += *weights++ * *from++;
+            sum += *weights++ * *from++;
+            sum += *weights++ * *from++;
+        }
+        for (end = x + n_inputs; from != end;) sum += *weights++ * *from++;
         *y++ = sum;
     }
 }
 
-/* [section] rows8_i8: */
+/* [section] quantized: */
 
-static void sb3s_rows8_i8(int n_rows, const uint8_t *lengths, const uint8_t *columns, const int8_t *weights,
-                          const float *multipliers, const float *bias, const sb3s_integer *x, float *y)
+/* rint(value / scale), halves to even, in [low, high]. */
+static sb3s_integer sb3s_quantized(float value, float scale, float low, float high)
+{
+    union {
+        float number;
+        int32_t bits;
+    } sum;
+    value /= scale;
+    value = value > low ? value : low;
+    value = value < high ? value : high;
+    sum.number = value + 12582912.0f;
+    return (sb3s_integer)(sum.bits - 0x4B400000);
+}
+
+/* [section] positive: */
+
+/* rint(value / scale), halves to even, in [0, high]: what ReLU leaves needs no division where it leaves nothing. */
+static sb3s_integer sb3s_positive(float value, float scale, float high)
+{
+    union {
+        float number;
+        int32_t bits;
+    } sum;
+    if (!(value > 0.0f)) return 0;
+    value /= scale;
+    value = value < high ? value : high;
+    sum.number = value + 12582912.0f;
+    return (sb3s_integer)(sum.bits - 0x4B400000);
+}
+
+/* [section] rows8_i8: noinline */
+
+SB3S_NOINLINE static void sb3s_rows8_i8(int n_rows, const uint8_t *lengths, const uint8_t *columns, const int8_t *weights,
+                                        const float *multipliers, const float *bias, const sb3s_integer *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
         int32_t sum = 0;
@@ -518,10 +566,10 @@ static void sb3s_rows8_i8(int n_rows, const uint8_t *lengths, const uint8_t *col
     }
 }
 
-/* [section] gaps8_i8: */
+/* [section] gaps8_i8: noinline */
 
-static void sb3s_gaps8_i8(int n_rows, const uint8_t *lengths, const unsigned char *gaps, const int8_t *weights,
-                          const float *multipliers, const float *bias, const sb3s_integer *x, float *y)
+SB3S_NOINLINE static void sb3s_gaps8_i8(int n_rows, const uint8_t *lengths, const unsigned char *gaps, const int8_t *weights,
+                                        const float *multipliers, const float *bias, const sb3s_integer *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
         const sb3s_integer *from = x;
@@ -536,11 +584,11 @@ static void sb3s_gaps8_i8(int n_rows, const uint8_t *lengths, const unsigned cha
     }
 }
 
-/* [section] rows8_i4: */
+/* [section] rows8_i4: noinline */
 
 /* Two weights in a byte, the first in its lower half, each of them plus 8; a row begins with a new byte. */
-static void sb3s_rows8_i4(int n_rows, const uint8_t *lengths, const uint8_t *columns, const unsigned char *weights,
-                          const float *multipliers, const float *bias, const sb3s_integer *x, float *y)
+SB3S_NOINLINE static void sb3s_rows8_i4(int n_rows, const uint8_t *lengths, const uint8_t *columns, const unsigned char *weights,
+                                        const float *multipliers, const float *bias, const sb3s_integer *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
         int32_t sum = 0;
@@ -552,11 +600,11 @@ static void sb3s_rows8_i4(int n_rows, const uint8_t *lengths, const uint8_t *col
     }
 }
 
-/* [section] rows8_i2: */
+/* [section] rows8_i2: noinline */
 
 /* Weights of 1 and -1: of each row how many there are, and their columns, first those of 1, then those of -1. */
-static void sb3s_rows8_i2(int n_rows, const uint8_t *lengths, const uint8_t *columns, const float *multipliers,
-                          const float *bias, const sb3s_integer *x, float *y)
+SB3S_NOINLINE static void sb3s_rows8_i2(int n_rows, const uint8_t *lengths, const uint8_t *columns, const float *multipliers,
+                                        const float *bias, const sb3s_integer *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
         int32_t sum = 0;
@@ -567,23 +615,29 @@ static void sb3s_rows8_i2(int n_rows, const uint8_t *lengths, const uint8_t *col
     }
 }
 
-/* [section] dense_i8: */
+/* [section] dense_i8: noinline */
 
-static void sb3s_dense_i8(int n_rows, int n_inputs, const int8_t *weights, const float *multipliers, const float *bias,
-                          const sb3s_integer *x, float *y)
+SB3S_NOINLINE static void sb3s_dense_i8(int n_rows, int n_inputs, const int8_t *weights, const float *multipliers,
+                                        const float *bias, const sb3s_integer *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
+        const sb3s_integer *from = x, *end = x + (n_inputs & ~3);
         int32_t sum = 0;
-        int i;
-        for (i = 0; i < n_inputs; i++) sum += (int32_t)*weights++ * x[i];
+        while (from != end) {
+            sum += (int32_t)*weights++ * *from++;
+            sum += (int32_t)*weights++ * *from++;
+            sum += (int32_t)*weights++ * *from++;
+            sum += (int32_t)*weights++ * *from++;
+        }
+        for (end = x + n_inputs; from != end;) sum += (int32_t)*weights++ * *from++;
         *y++ = (float)sum * *multipliers++ + *bias++;
     }
 }
 
-/* [section] dense_i4: */
+/* [section] dense_i4: noinline */
 
-static void sb3s_dense_i4(int n_rows, int n_inputs, const unsigned char *weights, const float *multipliers, const float *bias,
-                          const sb3s_integer *x, float *y)
+SB3S_NOINLINE static void sb3s_dense_i4(int n_rows, int n_inputs, const unsigned char *weights, const float *multipliers,
+                                        const float *bias, const sb3s_integer *x, float *y)
 {
     for (; n_rows > 0; n_rows--) {
         int32_t sum = 0;
@@ -612,15 +666,66 @@ static void sb3s_normalize_f32(int n, const float *mean, const float *rest, cons
     }
 }
 
-/* [section] quantize_normalized: */
+/* [section] quotient: noinline */
+
+/*
+ * The float64 quotient of normal numbers, rounded to float32: what a machine without float64 would take a library for. Numbers
+ * too small for a float32 number become 0, those too large the largest one.
+ */
+SB3S_NOINLINE static float sb3s_quotient(double a, double b)
+{
+    union {
+        double number;
+        uint64_t bits;
+    } wide;
+    union {
+        uint32_t bits;
+        float number;
+    } power;
+    uint64_t rest, divisor, digits = 0;
+    uint32_t result;
+    int exponent, i;
+    wide.number = b;
+    divisor = (wide.bits & 0xFFFFFFFFFFFFFu) | 0x10000000000000u;
+    exponent = -(int)((wide.bits >> 52) & 0x7FF);
+    wide.number = a;
+    rest = (wide.bits & 0xFFFFFFFFFFFFFu) | 0x10000000000000u;
+    i = (int)((wide.bits >> 52) & 0x7FF);
+    if (i == 0) return 0.0f;
+    exponent += i;
+    if (rest < divisor) {
+        rest <<= 1;
+        exponent--;
+    }
+    for (i = 0; i < 54; i++) {
+        digits <<= 1;
+        if (rest >= divisor) {
+            rest -= divisor;
+            digits |= 1;
+        }
+        rest <<= 1;
+    }
+    /* To 53 bits, halves to even, then to 24 */
+    digits = (digits >> 1) + ((digits & 1) && (rest != 0 || (digits & 2)));
+    rest = digits & 0x1FFFFFFF;
+    result = (uint32_t)(digits >> 29);
+    result += rest > 0x10000000 || (rest == 0x10000000 && (result & 1));
+    if (exponent < -100) return 0.0f;
+    power.bits = (uint32_t)((exponent > 100 ? 100 : exponent) - 23 + 127) << 23;
+    power.number *= (float)(int32_t)result;
+    return wide.bits >> 63 ? -power.number : power.number;
+}
+
+/* [section] quantize_normalized: quantized, quotient */
 
 /*
  * VecNormalize and quantization together, exactly as in float64 and yet almost always in float32: if the float32 result lies so
- * far from a half that no error can have moved it across, its integer is right; only otherwise it is computed again.
+ * far from a half that no error can have moved it across, its integer is right; only otherwise it is computed again. `low` and
+ * `high` are those of what is clipped to `limit` first.
  */
 static void sb3s_quantize_normalized(int n, const float *mean, const float *factors, float safe, float low, float high,
-                                     const double *exact_mean, const double *deviation, double limit, float scale,
-                                     const float *x, sb3s_integer *q)
+                                     const double *exact_mean, const double *deviation, float scale, const float *x,
+                                     sb3s_integer *q)
 {
     int i;
     for (i = 0; i < n; i++) {
@@ -633,15 +738,8 @@ static void sb3s_quantize_normalized(int n, const float *mean, const float *fact
         value = value < high ? value : high;
         sum.number = value + 12582912.0f;
         distance = value - (sum.number - 12582912.0f);
-        if (distance > safe || distance < -safe) {
-            double normalized = ((double)x[i] - exact_mean[i]) / deviation[i];
-            normalized = normalized > -limit ? normalized : -limit;
-            normalized = normalized < limit ? normalized : limit;
-            value = (float)normalized / scale;
-            value = value > low ? value : low;
-            value = value < high ? value : high;
-            sum.number = value + 12582912.0f;
-        }
         q[i] = (sb3s_integer)(sum.bits - 0x4B400000);
+        if (distance > safe || distance < -safe)
+            q[i] = sb3s_quantized(sb3s_quotient((double)x[i] - exact_mean[i], deviation[i]), scale, low, high);
     }
 }

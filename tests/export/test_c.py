@@ -120,7 +120,7 @@ def test_wide_layers_in_every_layout(layout, bits, tmp_path):
     expected, actions = graph_actions(graph, observations(model)), c_actions(library, graph, observations(model))
     assert np.array_equal(actions, expected) if bits else np.allclose(actions, expected, atol=2e-6)
     if layout == "small":
-        assert f"sb3s_gaps8_{'i8' if bits else 'f32'}(300" in source.source
+        assert f"sb3s_gaps8_{'i8_relu' if bits else 'f32'}(300" in source.source
 
 
 @pytest.mark.parametrize("layout", ["fast", "small"])
@@ -157,7 +157,7 @@ def test_the_exact_way_is_taken_where_the_fast_one_could_be_wrong(tmp_path):
     env = normalizing(RandomEnv())
     model = quantize(make_model(TD3, env=env), bits=8)
     graph, source = graph_and_source(model, "small", normalize=env)
-    normalize, integers = graph.operations[0], graph.operations[1]
+    normalize, integers = graph.operations[:2]
     assert isinstance(normalize, Normalize)
     assert isinstance(integers, Quantize)
     found = fast_normalization(normalize, integers)
@@ -308,6 +308,42 @@ def test_nibbles_and_gaps():
         255,
         1,
     ]
+
+
+QUOTIENTS = """
+#include <stdint.h>
+#include <stdio.h>
+#define SB3S_NOINLINE
+KERNEL
+int main(void) {
+    double pair[2];
+    while (fread(pair, 8, 2, stdin) == 2) {
+        const float result = sb3s_quotient(pair[0], pair[1]);
+        fwrite(&result, 4, 1, stdout);
+    }
+    return 0;
+}
+"""
+
+
+def test_quotients_are_those_of_float64_to_the_last_bit(tmp_path):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=40_000) * 10.0 ** rng.integers(-20, 20, 40_000)
+    b = rng.uniform(0.1, 10, 40_000) * 10.0 ** rng.integers(-8, 8, 40_000)
+    # Where the float64 quotient lies right between two float32 numbers, and beside that, and where rounding carries
+    middle = (rng.integers(2**24, 2**25, 10_000) * 2 + 1).astype(np.float64) * 2.0**-20
+    exact = rng.integers(1, 2**20, 10_000).astype(np.float64)
+    a = np.concatenate([a, middle * exact, np.nextafter(middle * exact, 0), [0.0, 1.0, -1.0, 2 - 2.0**-52, 2 - 2.0**-24]])
+    b = np.concatenate([b, exact, exact, [1.0, 3.0, 3.0, 1.0, 1.0]])
+    (tmp_path / "main.c").write_text(QUOTIENTS.replace("KERNEL", sections()["quotient"][1]))
+    subprocess.run([FIRST, "-O2", "-fsanitize=undefined", "main.c", "-o", "main"], cwd=tmp_path, check=True)
+    given = np.stack([a, b], axis=1).tobytes()
+    got = np.frombuffer(subprocess.run([tmp_path / "main"], input=given, capture_output=True, check=True).stdout, np.float32)
+    expected = (a / b).astype(np.float32)
+    usual = (np.abs(expected) > 1e-28) & (np.abs(expected) < 1e28) | (expected == 0)
+    assert np.array_equal(bits_of(got[usual]), bits_of(expected[usual]))
+    assert (np.abs(got[np.abs(expected) <= 1e-28]) < 1e-28).all()
+    assert (np.abs(got[np.abs(expected) >= 1e28]) > 1e28).all()
 
 
 def test_values_that_are_done_make_room():

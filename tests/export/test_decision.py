@@ -211,12 +211,12 @@ def test_convolutions_of_any_geometry():
 # --- Observations that are normalised ---
 
 
-def normalizing(env, n_steps=50, **kwargs):
+def normalizing(env, n_steps=50, n_actions=2, **kwargs):
     vec_env = VecNormalize(DummyVecEnv([lambda: env]), clip_obs=1.5, **kwargs)
     vec_env.seed(0)
     vec_env.reset()
     for _ in range(n_steps):
-        vec_env.step(np.zeros((1, 2)))
+        vec_env.step(np.zeros((1, n_actions)))
     return vec_env
 
 

@@ -26,9 +26,9 @@ def test_the_format_follows_from_the_path_or_is_said(tmp_path):
     assert export(model, tmp_path / "b", to="packed").path == tmp_path / "b.sb3s"
     assert export(model, str(tmp_path / "c"), to="c").to == "c"
     for path, to, said in (
-        ("d", None, "`to` is left out, and .*d does not say what it is to be: give one of 'packed', 'onnx', 'c'"),
+        ("d", None, "`to` is left out, and .*d does not say what it is to be: give one of 'packed', 'onnx', 'c', 'cortex-m'"),
         ("d.zip", None, r"a path that ends in .sb3s or .onnx"),
-        ("d", "tflite", "`to` must be one of 'packed', 'onnx', 'c', got 'tflite'"),
+        ("d", "tflite", "`to` must be one of 'packed', 'onnx', 'c', 'cortex-m', got 'tflite'"),
         ("d.sb3s", "c", "`to`='c' writes no .sb3s file"),
     ):
         with pytest.raises(ValueError, match=said):

@@ -27,27 +27,55 @@ def sections() -> dict[str, tuple[tuple[str, ...], str]]:
     return found
 
 
+_RELU = "_relu"
+
+
+def _section_of(name: str) -> str:
+    return name if name in sections() else name.removesuffix(_RELU).replace("16_", "8_")
+
+
+def variant(name: str) -> str:
+    """
+    Give the text of a kernel.
+
+    :param name: Name of a section; with ``16`` in the place of ``8``, so that lengths take two bytes; with ``_relu`` behind,
+        so that results are quantized behind ReLU.
+    :return: Its text.
+    """
+    section = _section_of(name)
+    text = sections()[section][1]
+    if section != name.removesuffix(_RELU):
+        text = text.replace("uint8_t", "uint16_t")
+    if name.endswith(_RELU):
+        result = "(float)sum * *multipliers++ + *bias++"
+        for old, new in (
+            ("float *y)", "float scale, float high, sb3s_integer *y)"),
+            (f"= {result};", f"= sb3s_positive({result}, scale, high);"),
+        ):
+            if old not in text:
+                raise KeyError(name)
+            text = text.replace(old, new)
+    return text.replace(f"sb3s_{section}(", f"sb3s_{name}(")
+
+
 class Kernels:
     """Collects what is called."""
 
     def __init__(self) -> None:
         self._used: set[str] = set()
-        self._wide: set[str] = set()
 
     def use(self, name: str) -> str:
         """
         Note that a kernel is called.
 
-        :param name: Name of a section; one with ``16`` is made of that with an ``8``.
+        :param name: Name of a section, or of a kernel that is made of one, see :func:`variant`.
         :return: The name of its function.
         """
-        narrow = name.replace("16_", "8_") if name not in sections() else name
-        if narrow != name:
-            self._wide.add(narrow)
-        else:
-            self._used.add(name)
-        for needed in sections()[narrow][0]:
+        self._used.add(name)
+        for needed in sections()[_section_of(name)][0]:
             self.use(needed)
+        if name.endswith(_RELU):
+            self.use("positive")
         return f"sb3s_{name}"
 
     def uses(self, name: str) -> bool:
@@ -61,10 +89,6 @@ class Kernels:
 
     def text(self) -> str:
         """All of them, each behind what it needs."""
-        texts = []
-        for name, (_, body) in sections().items():
-            if name in self._used:
-                texts.append(body)
-            if name in self._wide:
-                texts.append(body.replace("uint8_t", "uint16_t").replace("8_", "16_", 1))
-        return "\n\n".join(texts)
+        order = list(sections())
+        used = sorted(self._used, key=lambda name: (order.index(_section_of(name)), name))
+        return "\n\n".join(variant(name) for name in used)

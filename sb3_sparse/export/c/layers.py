@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_sparse.export.c.kernels import Kernels
-from sb3_sparse.export.c.tables import Tables
+from sb3_sparse.export.c.tables import Tables, literal
 from sb3_sparse_runtime.compiled import float_weight, taps
 from sb3_sparse_runtime.graph import Graph
 from sb3_sparse_runtime.layouts import PANEL, Groups, Panels, cheapest, padded, tiles
-from sb3_sparse_runtime.operations import Convolve, Layer, Linear
+from sb3_sparse_runtime.operations import Convolve, Layer, Linear, Quantize
 
 _AVX512 = "SB3S_AVX512"
 _ESCAPE = 255
@@ -60,13 +60,14 @@ class LayerWriter:
         self.layout, self.integer_type = layout, integer_type
         self.n_layers = 0
 
-    def write(self, layer: Layer, x: str, y: str, room: str | None) -> list[str]:
+    def write(self, layer: Layer, x: str, y: str, room: str | None, then: Quantize | None = None) -> list[str]:
         """
         Write a layer down.
 
         :param layer: A layer.
         :param x: C for its input.
         :param y: C for its output.
+        :param then: The quantization behind ReLU that small integer layers do at once, None for none.
         :param room: C for where a convolution's input goes with zeros around it, None if it needs none.
         :return: Statements.
         """
@@ -75,7 +76,7 @@ class LayerWriter:
             return self._convolve(layer, x, y, room)
         assert isinstance(layer, Linear)
         if self.layout == "small":
-            return [self._small_integer(layer, x, y) if layer.is_integer else self._small_float(layer, x, y)]
+            return [self._small_integer(layer, x, y, then) if layer.is_integer else self._small_float(layer, x, y)]
         return self._fast_integer(layer, x, y) if layer.is_integer else self._fast_float(layer, x, y)
 
     def _add(self, role: str, values: NDArray, *, guard: str | None = None, kind: str | None = None) -> str:
@@ -204,11 +205,18 @@ class LayerWriter:
         weights = self._add("weights", np.concatenate(values))
         return f"{self.kernels.use(f'{kind}_f32')}({n_outputs}, {indices}, {weights}, {bias}, {x}, {y});"
 
-    def _small_integer(self, layer: Linear, x: str, y: str) -> str:
+    def _small_integer(self, layer: Linear, x: str, y: str, then: Quantize | None) -> str:
+        call, suffix = f"{x}, {y}", ""
+        if then is not None:
+            call, suffix = f"{x}, {literal(then.scale)}, {literal(then.limits[1])}, {y}", "_relu"
+
+        def kernel(name: str) -> str:
+            return self.kernels.use(name + suffix)
+
         weight = layer.weight
         n_outputs, n_inputs = weight.shape
         n_active = np.count_nonzero(weight)
-        factors = f"{self._add('multipliers', layer.multipliers)}, {self._add('bias', self._bias(layer))}, {x}, {y}"
+        factors = f"{self._add('multipliers', layer.multipliers)}, {self._add('bias', self._bias(layer))}, {call}"
         columns, values = self._rows(weight)
         few_bits = layer.bits <= 4
         dense_bytes = n_outputs * -(-n_inputs // 2) if few_bits else weight.size
@@ -220,19 +228,19 @@ class LayerWriter:
             kind = "rows8" if lengths.max() < 2**8 else "rows16"
             dtype = np.uint8 if kind == "rows8" else np.uint16
             tables = f"{self._add('lengths', lengths.astype(dtype))}, {self._add('columns', both.astype(dtype))}"
-            return f"{self.kernels.use(f'{kind}_i2')}({n_outputs}, {tables}, {factors});"
+            return f"{kernel(f'{kind}_i2')}({n_outputs}, {tables}, {factors});"
         sparse_bytes = n_active * (1.5 if few_bits and narrow else 2) + n_outputs
         if sparse_bytes >= dense_bytes:
             if few_bits:
                 table = self._add("weights", nibbles(list(weight)), kind="unsigned char")
-                return f"{self.kernels.use('dense_i4')}({n_outputs}, {n_inputs}, {table}, {factors});"
-            return f"{self.kernels.use('dense_i8')}({n_outputs}, {n_inputs}, {self._add('weights', weight)}, {factors});"
+                return f"{kernel('dense_i4')}({n_outputs}, {n_inputs}, {table}, {factors});"
+            return f"{kernel('dense_i8')}({n_outputs}, {n_inputs}, {self._add('weights', weight)}, {factors});"
         kind, indices = self._indices(columns, n_inputs)
         if few_bits and kind.startswith("rows"):
             table = self._add("weights", nibbles(values), kind="unsigned char")
-            return f"{self.kernels.use(f'{kind}_i4')}({n_outputs}, {indices}, {table}, {factors});"
+            return f"{kernel(f'{kind}_i4')}({n_outputs}, {indices}, {table}, {factors});"
         table = self._add("weights", np.concatenate(values))
-        return f"{self.kernels.use(f'{kind}_i8')}({n_outputs}, {indices}, {table}, {factors});"
+        return f"{kernel(f'{kind}_i8')}({n_outputs}, {indices}, {table}, {factors});"
 
     # --- Convolutions ---
 

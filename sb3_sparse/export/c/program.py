@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,7 @@ class Compiler:
             self.raw[name] = self.n_raw
             self.n_raw += graph.values[name].size
         self._merged = self._find_merged()
+        self._fused = self._find_fused()
         self._place()
         self.layers = LayerWriter(graph, self.tables, self.kernels, layout, self.integer_type)
 
@@ -101,10 +103,7 @@ class Compiler:
 
     def _find_merged(self) -> dict[str, list[Operation]]:
         """Chains from an observation to integers that need no floats in between, by the name of the integers."""
-        readers: dict[str, int] = {}
-        for operation in self.graph.operations:
-            for name in operation.inputs:
-                readers[name] = readers.get(name, 0) + 1
+        readers = Counter(name for operation in self.graph.operations for name in operation.inputs)
         found: dict[str, list[Operation]] = {}
         for operation in self.graph.operations:
             if not isinstance(operation, Quantize) or operation.steps is not None:
@@ -123,17 +122,32 @@ class Compiler:
                 found[operation.output] = chain
         return found
 
+    def _find_fused(self) -> dict[str, Quantize]:
+        """Integer layers that quantize what ReLU leaves at once, by name of what they give."""
+        found: dict[str, Quantize] = {}
+        readers = Counter(name for operation in self.graph.operations for name in operation.inputs)
+        for operation in self.graph.operations:
+            before = self.by_output.get(operation.inputs[0])
+            is_relu = isinstance(operation, Quantize) and operation.function == "relu" and operation.steps is None
+            if self.small and is_relu and isinstance(before, Linear) and before.is_integer and readers[before.output] == 1:
+                assert isinstance(operation, Quantize)
+                found[before.output] = operation
+        return found
+
     def _place(self) -> None:
         graph = self.graph
         #: Room for the sums of one plane of a convolution of integers.
         self.n_sums = 0
-        skipped = {one.output for chain in self._merged.values() for one in chain[:-1]}
+        skipped = {one.output for chain in self._merged.values() for one in chain[:-1]} | set(self._fused)
         fixed = set(graph.inputs)
         if self.small:
             # Read where the caller has them
             fixed |= {one.output for one in graph.operations if isinstance(one, AsFloat)}
         self.roots = shared(graph, fixed)
         found = lifetimes(graph, self.roots, 1 if self.small else WINDOW)
+        for name, quantize in self._fused.items():
+            # They are there while the layer still reads
+            found[quantize.output].begin = found[name].begin
         floats: dict[str, Lifetime] = {}
         integers: dict[str, Lifetime] = {}
         for name, lifetime in found.items():
@@ -193,9 +207,11 @@ class Compiler:
         """
         self._checks()
         for operation in self.graph.operations:
+            if operation.output in {one.output for one in self._fused.values()}:
+                continue  # its layer has done it
             if operation.output in self._merged:
                 self._write_merged(self._merged[operation.output])
-            elif operation.output not in self.skipped:
+            elif operation.output not in self.skipped or operation.output in self._fused:
                 self._write(operation)
         for output in ("mean", "std"):
             if output in self.graph.outputs:
@@ -255,7 +271,6 @@ class Compiler:
             literal(found.high),
             add(f"exact_mean_{name}", normalize.mean),
             add(f"deviation_{name}", normalize.deviation),
-            repr(float(normalize.limit)),
             literal(quantize.scale),
         ]
         kernel = self.kernels.use("quantize_normalized")
@@ -267,7 +282,8 @@ class Compiler:
         if isinstance(operation, (Bound, Unscale, ArgMax, Above)):
             self._action(operation, self.where(source))
             return
-        x, y = self.where(source), self.where(operation.output)
+        then = self._fused.get(operation.output)
+        x, y = self.where(source), self.where(operation.output if then is None else then.output)
         match operation:
             case Flatten():
                 pass
@@ -275,7 +291,7 @@ class Compiler:
                 where, array = (self.integers, "q") if operation.is_integer else (self.floats, "f")
                 padded = where.get(f"{operation.output} padded")
                 room = None if padded is None else _offset(array, padded)
-                self.body += self.layers.write(operation, x, y, room)
+                self.body += self.layers.write(operation, x, y, room, then)
             case Activate():
                 self._activate(operation, x, y, size)
             case Quantize():
