@@ -90,6 +90,36 @@ def _prune(arguments: argparse.Namespace) -> None:
     print(f"\nwritten to {file}")
 
 
+def _export(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.cli.export import export_file
+    from sb3_sparse.export import CheckFailedError
+
+    try:
+        exported = export_file(
+            arguments.model,
+            arguments.output,
+            to=arguments.to,
+            bits=arguments.bits,
+            check=arguments.check,
+            n_episodes=arguments.episodes,
+            n_observations=arguments.observations,
+            env=arguments.env,
+            seed=arguments.seed,
+            algorithm=arguments.algo,
+            force=arguments.force,
+            name=arguments.name,
+            layout=arguments.layout,
+            arduino=arguments.arduino,
+            distribution=arguments.distribution,
+        )
+    except CheckFailedError as error:
+        print(error.check)
+        raise ValueError("the export does not decide as its model (see FAILED above), and nothing is written") from error
+    if exported.check is not None:
+        print(f"{exported.check}\n")
+    print(f"written to {exported.path} ({exported.n_bytes:,} bytes)")
+
+
 def _tune(arguments: argparse.Namespace) -> None:
     from sb3_sparse.tuning.command import run
 
@@ -103,6 +133,27 @@ def _plot_compression(arguments: argparse.Namespace) -> None:
         print(f"written to {file}")
     if arguments.table:
         print(f"\n{compression_table(arguments.files)}")
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a model's zip, or a folder: the model saved in it last; rl-zoo3's statistics are found")
+    parser.add_argument(
+        "--to", choices=["packed", "onnx", "c", "cortex-m"], help="the format; found in OUT's ending if left out"
+    )
+    parser.add_argument("-o", "--output", metavar="OUT", help="a file, or for C a folder; beside the model if left out")
+    parser.add_argument("--bits", type=int, metavar="B", help="quantize to 2 to 8 bits; 16 rounds to float16 (packed alone)")
+    parser.add_argument("--check", action="store_true", help="compare with the model first, and write nothing if it differs")
+    parser.add_argument("--observations", type=int, default=2000, metavar="N", help="observations of each kind of a check")
+    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes of a check")
+    parser.add_argument("--env", help="environment of a check; found in rl-zoo3's folder if left out")
+    parser.add_argument("--seed", type=int, default=0, help="seed of a check and of --bits")
+    parser.add_argument("--name", default="policy", help="what C's functions and files are called")
+    parser.add_argument("--layout", choices=["fast", "small", "dense"], help="C's tables: fast for a PC, small elsewhere")
+    parser.add_argument("--arduino", action="store_true", help="with --to c: an Arduino library")
+    parser.add_argument("--distribution", action="store_true", help="mean and standard deviation too")
+    parser.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.set_defaults(run=_export)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -139,6 +190,9 @@ def make_parser() -> argparse.ArgumentParser:
     prune.add_argument("--env", help="environment to train in; found in rl-zoo3's folder if left out")
     prune.add_argument("--seed", type=int, help="seed of the further training")
     prune.set_defaults(run=_prune)
+    _add_export_arguments(
+        commands.add_parser("export", help="write a saved model down for a robot: packed, ONNX, C, Cortex-M")
+    )
     tune = commands.add_parser(
         "tune", help="search for sparse configurations: return against size as a Pareto front, or how sparse it can be"
     )

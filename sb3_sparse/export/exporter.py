@@ -14,13 +14,16 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_sparse.analysis.report import sparsity_report
-from sb3_sparse.export.c.source import Source, arduino_library, check_name, generate, project
+from sb3_sparse.export.artefact import Artefact
+from sb3_sparse.export.c.source import LAYOUTS, Source, arduino_library, check_name, generate, project
+from sb3_sparse.export.check import Check, without_normalization
+from sb3_sparse.export.check import check as run_check
 from sb3_sparse.export.cortex_m import test_bench
 from sb3_sparse.export.decision import decision_of, policy_of
 from sb3_sparse.export.onnx_file import require_onnx, to_onnx
 from sb3_sparse.export.packed import in_half_precision, pack
 from sb3_sparse.export.parity import require_same_decision
-from sb3_sparse.export.targets import check_target, format_of, write_file, write_folder
+from sb3_sparse.export.targets import check_target, format_of
 from sb3_sparse.policies.base import SparsePolicyMixin
 from sb3_sparse.utils.checks import require_choice
 from sb3_sparse_runtime.graph import Graph
@@ -36,22 +39,47 @@ class Exported:
     What an export has written.
 
     :param path: The file or folder.
-    :param to: Its format.
-    :param graph: The decision that it computes.
     :param files: All files.
-    :param source: Generated C, None for another format.
+    :param artefact: What is in them.
+    :param check: What the check found, None without one.
     """
 
     path: Path
-    to: str
-    graph: Graph
     files: tuple[Path, ...]
-    source: Source | None = None
+    artefact: Artefact
+    check: Check | None = None
+
+    @property
+    def to(self) -> str:
+        """Its format."""
+        return self.artefact.to
+
+    @property
+    def graph(self) -> Graph:
+        """The decision that it computes."""
+        return self.artefact.graph
+
+    @property
+    def source(self) -> Source | None:
+        """Generated C, None for another format."""
+        return self.artefact.source
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all files."""
         return sum(file.stat().st_size for file in self.files)
+
+
+class CheckFailedError(ValueError):
+    """
+    An export does not decide as its model, and was not written.
+
+    :param check: What the check found.
+    """
+
+    def __init__(self, check: Check) -> None:
+        super().__init__(f"the export does not decide as its model, and nothing is written:\n{check}")
+        self.check = check
 
 
 def provenance_of(model: BaseAlgorithm, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -115,29 +143,55 @@ def check_bits(graph: Graph, bits: int | None, to: str) -> None:
         )
 
 
-def make_graph(
-    model: BaseAlgorithm, to: str, *, bits: int | None, normalize: VecNormalize | str | None, distribution: bool
-) -> Graph:
+def make_artefact(
+    model: BaseAlgorithm,
+    to: str,
+    *,
+    bits: int | None = None,
+    normalize: VecNormalize | None = None,
+    distribution: bool = False,
+    name: str = "policy",
+    layout: str | None = None,
+    arduino: bool = False,
+    provenance: Mapping[str, Any] | None = None,
+) -> Artefact:
     """
-    The decision that is exported, compared with the model's own.
+    Make what an export writes, and compare its decision with the model's own.
 
     :param model: A model.
     :param to: The format.
     :param bits: As of :func:`export`, as for the following.
-    :param normalize: Statistics of observations.
+    :param normalize: Statistics of observations, None for none.
     :param distribution: Whether mean and standard deviation are wanted.
-    :return: The graph.
+    :param name: What C's functions and files are called.
+    :param layout: C's tables.
+    :param arduino: Whether an Arduino library is wanted.
+    :param provenance: What else a file shall say about where it comes from.
+    :return: The content.
     :raises ValueError: If it cannot be exported.
+    :raises ImportError: For ONNX without its package.
     """
-    if isinstance(normalize, str):
-        require_choice("normalize", normalize, ("auto",))
-        normalize = model.get_vec_normalize_env()
-    if normalize is not None and not isinstance(normalize, VecNormalize):
-        raise ValueError(f"`normalize` must be a VecNormalize, 'auto' or None, got {normalize!r}")
+    check_name(name)
+    if arduino and to != "c":
+        raise ValueError(f"`arduino` is for `to`='c', got {to!r}")
+    if layout is not None:
+        require_choice("layout", layout, LAYOUTS)
+    if to == "onnx":
+        require_onnx()
     graph = decision_of(model, normalize=normalize, distribution=distribution)
     check_bits(graph, bits, to)
     require_same_decision(model, graph, normalize)
-    return in_half_precision(graph) if bits == 16 else graph
+    origin = provenance_of(model, provenance)
+    about = f"{origin['algorithm']} policy after {origin['timesteps']:,} steps."
+    if to == "packed":
+        graph = in_half_precision(graph) if bits == 16 else graph
+        return Artefact(to, graph, data=pack(graph, report_of(model), origin))
+    if to == "onnx":
+        return Artefact(to, graph, data=to_onnx(graph, about, origin))
+    small = arduino or to == "cortex-m"
+    source = generate(graph, name, layout=layout or ("small" if small else "fast"), about=about)
+    make = arduino_library if arduino else test_bench if to == "cortex-m" else project
+    return Artefact(to, graph, texts=make(source), source=source)
 
 
 def export(
@@ -152,6 +206,7 @@ def export(
     layout: str | None = None,
     arduino: bool = False,
     force: bool = False,
+    check: bool = False,
     provenance: Mapping[str, Any] | None = None,
 ) -> Exported:
     """
@@ -159,7 +214,8 @@ def export(
 
     It takes observations as the environment gives them and answers actions as the environment takes them.
 
-    :param model: A model with a sparse or a stock policy. Not changed.
+    :param model: A model with a sparse or a stock policy. Not changed, except that after a check its environment is reset
+        when training goes on.
     :param path: A file, or for C a folder. It is written as a whole or, after an error, not at all.
     :param to: ``"packed"``: one file for :func:`sb3_sparse.load_policy`. ``"onnx"``: for ONNX Runtime. ``"c"``: a folder
         of C99 for a PC. ``"cortex-m"``: a folder of C99 with the smallest tables, and what runs it under QEMU. None: what the
@@ -173,28 +229,50 @@ def export(
         ``"fast"`` for a PC, otherwise ``"small"``.
     :param arduino: With ``to="c"``, whether to write an Arduino library instead of a CMake project.
     :param force: Whether what is there may be replaced.
+    :param check: Whether to compare with the model first, see :func:`sb3_sparse.export.check.check`; with the model's
+        environment also in whole episodes.
     :param provenance: What else a packed file shall say about where it comes from, JSON values.
     :return: What was written.
-    :raises ImportError: For ONNX without its package.
-    :raises ValueError: For arguments out of range, a place that cannot be written to, and policies, spaces, layers or
-        activation functions that cannot be exported, naming them; nothing has been written then.
+    :raises ValueError: For arguments out of range, a place that cannot be written to, policies, spaces, layers or activation
+        functions that cannot be exported, naming them, and a check that fails; nothing has been written then.
+    :raises ImportError: For ONNX without its package, and a check without what it needs.
     """
     path = Path(path)
     to = format_of(path, to)
     path = check_target(path, to, force=force)
-    check_name(name)
-    if arduino and to != "c":
-        raise ValueError(f"`arduino` is for `to`='c', got {to!r}")
-    if to == "onnx":
-        require_onnx()
-    graph = make_graph(model, to, bits=bits, normalize=normalize, distribution=distribution)
-    origin = provenance_of(model, provenance)
-    if to == "packed":
-        return Exported(path, to, graph, tuple(write_file(path, pack(graph, report_of(model), origin))))
-    about = f"{origin['algorithm']} policy after {origin['timesteps']:,} steps."
-    if to == "onnx":
-        return Exported(path, to, graph, tuple(write_file(path, to_onnx(graph, about, origin))))
-    small = arduino or to == "cortex-m"
-    source = generate(graph, name, layout=layout or ("small" if small else "fast"), about=about)
-    texts = arduino_library(source) if arduino else test_bench(source) if to == "cortex-m" else project(source)
-    return Exported(path, to, graph, tuple(write_folder(path, texts)), source)
+    if isinstance(normalize, str):
+        require_choice("normalize", normalize, ("auto",))
+        normalize = model.get_vec_normalize_env()
+    if normalize is not None and not isinstance(normalize, VecNormalize):
+        raise ValueError(f"`normalize` must be a VecNormalize, 'auto' or None, got {normalize!r}")
+    artefact = make_artefact(
+        model,
+        to,
+        bits=bits,
+        normalize=normalize,
+        distribution=distribution,
+        name=name,
+        layout=layout,
+        arduino=arduino,
+        provenance=provenance,
+    )
+    found = None
+    if check:
+        found = run_check(artefact, model, normalize, without_normalization(model.get_env()))
+        model._last_obs = None  # its episode was broken off
+    return write_checked(artefact, path, found)
+
+
+def write_checked(artefact: Artefact, path: Path, check: Check | None) -> Exported:
+    """
+    Write an export, unless its check has failed.
+
+    :param artefact: What is to be written.
+    :param path: Where to.
+    :param check: What the check found, None without one.
+    :return: What was written.
+    :raises CheckFailedError: A ``ValueError``, if it has failed.
+    """
+    if check is not None and not check.passed:
+        raise CheckFailedError(check)
+    return Exported(path, artefact.write(path), artefact, check)

@@ -170,15 +170,14 @@ class _Writer:
         return self.node("DequantizeLinear", self.tensor("weight", weight), self.tensor("scales", layer.scales), axis=axis)
 
     def _layer(self, layer: Layer, x: str) -> str:
-        bias = None if layer.bias is None else self.tensor("bias", layer.bias)
+        bias = None if layer.bias is None or layer.is_quantized else self.tensor("bias", layer.bias)
         if isinstance(layer, Linear):
             if layer.is_quantized:
-                product = self.node("MatMul", x, self._weight(layer, layer.weight.T, 1))
-                return product if bias is None else self.node("Add", product, bias)
+                return self._plus(layer, self.node("MatMul", x, self._weight(layer, layer.weight.T, 1)), 1)
             return self.node("Gemm", x, self._weight(layer, layer.weight, 0), *([bias] if bias else []), transB=1)
         assert isinstance(layer, Convolve)
         (top, bottom), (left, right) = layer.geometry.padding
-        return self.node(
+        product = self.node(
             "Conv",
             x,
             self._weight(layer, layer.weight, 0),
@@ -188,6 +187,13 @@ class _Writer:
             dilations=list(layer.geometry.dilation),
             group=layer.geometry.groups,
         )
+        return self._plus(layer, product, 3) if layer.is_quantized else product
+
+    def _plus(self, layer: Layer, product: str, ndim: int) -> str:
+        """Add a quantized layer's bias. ONNX Runtime rounds one that is added to products of integers, not one subtracted."""
+        if layer.bias is None:
+            return product
+        return self.node("Sub", product, self.tensor("minus_bias", -layer.bias.reshape(-1, *(1,) * (ndim - 1))))
 
     def _quantize(self, operation: Quantize, x: str) -> str:
         if operation.function:

@@ -57,13 +57,19 @@ def random_observations(graph: Graph, n: int, seed: int = 0) -> Observations:
     return found
 
 
-def model_actions(model: BaseAlgorithm, observations: Mapping[str, NDArray], normalize: VecNormalize | None) -> NDArray:
+def model_actions(
+    model: BaseAlgorithm,
+    observations: Mapping[str, NDArray],
+    normalize: VecNormalize | None,
+    action_masks: NDArray | None = None,
+) -> NDArray:
     """
     What a model answers to observations of the environment.
 
     :param model: A model.
     :param observations: Observations by name.
     :param normalize: Statistics, None for none.
+    :param action_masks: For MaskablePPO, False where a choice is forbidden.
     :return: Actions ``[n, numbers]``.
     """
     given: Any = dict(observations)
@@ -71,7 +77,8 @@ def model_actions(model: BaseAlgorithm, observations: Mapping[str, NDArray], nor
         given = given["observation"]
     if normalize is not None:
         given = normalized(normalize, given)
-    actions, _ = policy_of(model).predict(given, deterministic=True)
+    extra: dict[str, Any] = {} if action_masks is None else {"action_masks": action_masks}
+    actions, _ = policy_of(model).predict(given, deterministic=True, **extra)
     return actions.reshape(len(actions), -1)
 
 
@@ -82,12 +89,14 @@ class Difference:
 
     :param n: Observations.
     :param largest: Largest difference of a number, 0 for discrete actions.
+    :param typical: Median over observations of the largest difference of theirs, 0 for discrete actions.
     :param agreement: Fraction of observations with exactly the same action.
     :param bits: Fraction of numbers whose bits are the same.
     """
 
     n: int
     largest: float
+    typical: float
     agreement: float
     bits: float
 
@@ -102,9 +111,9 @@ def difference(space: Space, first: NDArray, second: NDArray) -> Difference:
     :return: How far they are apart.
     """
     first, second = (np.asarray(actions, np.float64).reshape(len(actions), -1) for actions in (first, second))
-    largest = float(np.abs(first - second).max(initial=0)) if space.kind == "box" else 0.0
+    far = np.abs(first - second).max(axis=1) if space.kind == "box" else np.zeros(len(first))
     same = first == second
-    return Difference(len(first), largest, float(same.all(axis=1).mean()), float(same.mean()))
+    return Difference(len(first), float(far.max()), float(np.median(far)), float(same.all(axis=1).mean()), float(same.mean()))
 
 
 def action_range(graph: Graph, actions: NDArray) -> float:

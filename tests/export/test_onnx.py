@@ -22,12 +22,12 @@ def answers(graph, given, masks=None):
     return OnnxPolicy(to_onnx(graph, "about", {}), graph)(arrays(graph, given), masks)
 
 
-def assert_agrees(graph, got, expected, *, bits=0):
+def assert_agrees(graph, got, expected, *, bits=0, often=0.9):
     got, expected = got.reshape(len(got), -1), expected.reshape(len(expected), -1)
     if graph.action.kind == "box":
-        # Quantized: a number on the edge between two integers may go the other way; images have thousands of numbers
+        # Quantized: a number on the edge between two integers may go the other way
         far = np.abs(got - expected).max(axis=1)
-        assert (far < 2e-6).mean() >= (0.5 if bits else 1)
+        assert (far < 2e-6).mean() >= (often if bits else 1)
         assert far.max() < (0.05 if bits else 2e-6)
     else:
         assert (got == expected).all(axis=1).mean() >= (0.9 if bits else 1)
@@ -71,7 +71,8 @@ def test_inputs_of_16_bits_and_in_float():
         plain = model_of(TD3)
         model = quantize(plain, data=observations(plain, 64), input_bits=input_bits)
         graph, given = decision_of(model), observations(model)
-        assert_agrees(graph, answers(graph, given), graph_actions(graph, given), bits=8)
+        # Products of 16 and 8 bits are sums that float32 does not hold
+        assert_agrees(graph, answers(graph, given), graph_actions(graph, given), bits=8, often=0.5)
 
 
 def test_statistics_masks_and_distributions():
