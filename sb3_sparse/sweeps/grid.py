@@ -106,7 +106,7 @@ def read_grid(file: str | Path) -> Grid:
     """
     Read a grid.
 
-    :param file: YAML file.
+    :param file: YAML file. A method's ``conf_file`` is looked for beside it first, then in the working directory.
     :return: The grid, not checked yet.
     :raises FileNotFoundError: If there is no such file.
     :raises ValueError: If it is no YAML, or has keys that nobody knows.
@@ -125,7 +125,19 @@ def read_grid(file: str | Path) -> Grid:
     problems += [f"`{name}` is missing" for name in ("methods", "environments") if not values.get(name)]
     if problems:
         raise ValueError(f"the grid {file}: {'; '.join(problems)}. A grid has: {', '.join(known)}")
-    return Grid(**values)
+    return Grid(**{**values, "methods": _beside(file.parent, values["methods"])})
+
+
+def _beside(folder: Path, methods: Any) -> Any:
+    """Configurations that lie beside the grid are found from any folder."""
+    if not isinstance(methods, dict):
+        return methods
+    return {
+        name: {**given, "conf_file": str(folder / given["conf_file"])}
+        if isinstance(given, dict) and isinstance(given.get("conf_file"), str) and (folder / given["conf_file"]).is_file()
+        else given
+        for name, given in methods.items()
+    }
 
 
 def _named(values: Any, argument: str, allowed: set[str], problems: list[str]) -> dict[str, dict[str, Any]]:

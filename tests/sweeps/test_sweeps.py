@@ -49,6 +49,16 @@ def make_grid(**changes):
 # --- Grids ---
 
 
+def test_configurations_lie_beside_the_grid(tmp_path, monkeypatch):
+    (tmp_path / "mine.yml").write_text("default: {n_timesteps: 100}")
+    (tmp_path / "grid.yml").write_text("methods: {mine: {conf_file: mine.yml}, no: {conf_file: no.yml}}\nenvironments: [A]")
+    monkeypatch.chdir("/")
+    assert read_grid(tmp_path / "grid.yml").methods == {
+        "mine": {"conf_file": str(tmp_path / "mine.yml")},
+        "no": {"conf_file": "no.yml"},
+    }
+
+
 def test_a_grid_becomes_cells_the_reference_first():
     cells = cells_of(make_grid())
     assert [(cell.env, cell.label) for cell in cells] == [
