@@ -51,11 +51,13 @@ def make_grid(**changes):
 
 def test_configurations_lie_beside_the_grid(tmp_path, monkeypatch):
     (tmp_path / "mine.yml").write_text("default: {n_timesteps: 100}")
-    (tmp_path / "grid.yml").write_text("methods: {mine: {conf_file: mine.yml}, no: {conf_file: no.yml}}\nenvironments: [A]")
+    (tmp_path / "grid.yml").write_text(
+        "methods: {mine: {conf_file: mine.yml}, away: {conf_file: away.yml}}\nenvironments: [A]"
+    )
     monkeypatch.chdir("/")
     assert read_grid(tmp_path / "grid.yml").methods == {
         "mine": {"conf_file": str(tmp_path / "mine.yml")},
-        "no": {"conf_file": "no.yml"},
+        "away": {"conf_file": "away.yml"},
     }
 
 
