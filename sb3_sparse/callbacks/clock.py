@@ -75,8 +75,8 @@ class Clock:
             return int(moment) if isinstance(moment, Integral) else round(float(moment) * total)
 
         first, last = timestep(self.start, learning_starts), timestep(self.stop, total)
-        if self.start is None and self.stop is None:
-            # A training that ends before gradient steps begin is no mistake of the callback's
+        if self.stop is None:
+            # A training that ends before the clock starts, to be continued, is no mistake of the callback's
             last = max(last, first + 1)
         if last <= first:
             raise ValueError(

@@ -67,9 +67,9 @@ def find_algorithm(path: Path, name: str | None = None) -> type[BaseAlgorithm]:
     names = _algorithm_names()
     if name is not None and name.lower() not in names:
         raise ValueError(f"`algo`={name!r} is unknown; known are: {', '.join(names)}")
+    data = read_zip(path)[0]
     if name is not None:
         return names[name.lower()]
-    data = read_zip(path)[0]
     policy = data["policy_class"]
     candidates = _algorithms_of(policy)
     # Two pairs share their policies, and TRPO its policies with PPO

