@@ -86,6 +86,8 @@ def refusal(optimizer: Any) -> str | None:
     cls = optimizer if isinstance(optimizer, type) else type(optimizer)
     if not issubclass(cls, th.optim.Optimizer):
         return "it is no torch.optim.Optimizer, and masks are kept by the hooks of one"
+    if cls.step is th.optim.Optimizer.step:
+        return "it has no step() of its own"
     if issubclass(cls, th.optim.SparseAdam):
         return "it takes gradients of sparse layout alone, and those of linear layers and convolutions are dense"
     if issubclass(cls, getattr(th.optim, "Muon", ())):

@@ -8,12 +8,10 @@ policy's; only then are the prunable layers made sparse in place.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
@@ -30,11 +27,11 @@ from sb3_sparse.engine.choice import Choice
 from sb3_sparse.masks.config import SparsityConfig
 from sb3_sparse.masks.plan import make_plan
 from sb3_sparse.nn.layers import SPARSE_CLASSES, SparseLayer
-from sb3_sparse.nn.optimizer_state import OPTIMIZER_HELP, refusal
 from sb3_sparse.nn.sparsifier import Sparsifier
 from sb3_sparse.nn.state_dict import check_loadable, complete, revealed
 from sb3_sparse.nn.undo import Undo
 from sb3_sparse.policies.acceleration import adopt_sequences
+from sb3_sparse.policies.arguments import check_arguments, check_optimizer
 from sb3_sparse.policies.normalization import keep_gradients_finite
 from sb3_sparse.policies.passes import detached_distributions
 from sb3_sparse.policies.structure import ONLINE_OF_TARGET, Structure, find_optimizers, find_structure, find_submodule
@@ -48,20 +45,6 @@ if TYPE_CHECKING:
     _PolicyBase = BasePolicy
 else:
     _PolicyBase = object
-
-
-def _constructor_parameters(policy: type[BasePolicy]) -> dict[str, inspect.Parameter]:
-    """Parameters of a policy's constructor and, as long as it hands ``**kwargs`` on, of those it extends."""
-    collected: dict[str, inspect.Parameter] = {}
-    for cls in policy.__mro__:
-        if "__init__" in vars(cls):
-            parameters = list(inspect.signature(vars(cls)["__init__"]).parameters.values())[1:]
-            variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-            own = {parameter.name: parameter for parameter in parameters if parameter.kind not in variadic}
-            collected = {**{name: value for name, value in own.items() if name not in collected}, **collected}
-            if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
-                break
-    return collected
 
 
 def _say_what_is_left_out(structure: Structure) -> None:
@@ -135,7 +118,7 @@ class SparsePolicyMixin(_PolicyBase):
     ) -> None:
         config = SparsityConfig(sparsity, distribution, pattern, dense_layers, initial_mask, mask_seed, engine)
         choice = Choice(engine)
-        self._check_arguments(observation_space, kwargs)
+        check_arguments(type(self), self.stock_policy(), observation_space, kwargs)
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
         self.sparsity_config = config
         # Who names an optimizer means that one
@@ -151,39 +134,10 @@ class SparsePolicyMixin(_PolicyBase):
         """The dense policy class behind this one."""
         return cls.__mro__[cls.__mro__.index(SparsePolicyMixin) + 1]
 
-    @classmethod
-    def _check_arguments(cls, observation_space: spaces.Space, kwargs: Mapping[str, Any]) -> None:
-        stock = _constructor_parameters(cls.stock_policy())
-        # The first three, spaces and schedule, are the algorithm's to give
-        known = (*SparsityConfig.argument_names(), *list(stock)[3:])
-        for name in kwargs:
-            if name not in known:
-                close = get_close_matches(name, known, n=1)
-                hint = f" (did you mean {close[0]!r}?)" if close else ""
-                raise TypeError(f"unknown policy_kwargs {name!r}{hint}; {cls.__name__} takes: {', '.join(known)}")
-        optimizer_class = kwargs.get("optimizer_class")
-        if isinstance(optimizer_class, type) and (reason := refusal(optimizer_class)) is not None:
-            raise ValueError(f"`optimizer_class`={optimizer_class.__name__} cannot train a policy: {reason}. {OPTIMIZER_HELP}")
-        extractor = kwargs.get("features_extractor_class") or stock["features_extractor_class"].default
-        if isinstance(observation_space, spaces.Dict) and issubclass(extractor, (FlattenExtractor, NatureCNN)):
-            raise ValueError(
-                f"You must use `SparseMultiInputPolicy` when working with dict observation space, not {cls.__name__} "
-                f"with {extractor.__name__}"
-            )
-        if not isinstance(observation_space, spaces.Dict) and issubclass(extractor, CombinedExtractor):
-            raise ValueError(
-                f"{cls.__name__} is for dict observation spaces, got {observation_space}: "
-                "use `SparseMlpPolicy`, or `SparseCnnPolicy` for images"
-            )
-
     def _sparsify(self, config: SparsityConfig, choice: Choice, survivor_steps: bool) -> None:
         optimizers = find_optimizers(self)
         for name, optimizer in optimizers.items():
-            if (reason := refusal(optimizer)) is not None:
-                raise ValueError(
-                    f"the optimizer of {name!r} is a {type(optimizer).__name__}, which cannot train a policy: {reason}. "
-                    f"{OPTIMIZER_HELP}"
-                )
+            check_optimizer(name, optimizer)
         self.structure = find_structure(self)
         infos = self.structure.layers
         if not infos:
