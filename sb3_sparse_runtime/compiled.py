@@ -52,7 +52,8 @@ except ImportError as import_error:
 _NAMES = (
     "as_float normalize divide one_hot copy groups_f32 groups_i8 tiles_f32 dots_f32 dots_i8 panels_f32 panels_i16 "
     "tiles_f32_avx512 dots_f32_avx512 convolve_f32 convolve_i8 pad_floats pad_integers relu leaky_relu elu tanh sigmoid clip "
-    "quantize staircase average_quantiles bound unscale arg_max above exponential constant"
+    "quantize staircase average_quantiles bound unscale arg_max above exponential constant "
+    "dots_i8_avx512 relu_avx512 tanh_avx512 quantize_avx512"
 )
 _CODES = {name: code for code, name in enumerate(_NAMES.split())}
 
@@ -153,7 +154,9 @@ class _Assembler:
             # Somebody else wants it as it was
             self.add("copy", place, place := self.floats(value.size), value.size)
         self.place[operation.output] = place
-        self.add(operation.function, place, place, value.size, numbers=operation.parameters)
+        name = operation.function
+        name += "_avx512" * (self.avx512 and f"{name}_avx512" in _CODES)
+        self.add(name, place, place, value.size, numbers=operation.parameters)
 
     def _write(self, operation: Operation, source: int, target: int, value: Value) -> None:
         size = value.size
@@ -192,7 +195,8 @@ class _Assembler:
         if operation.steps is not None:
             self.add("staircase", source, target, size, len(operation.steps), operation.lowest, arrays=(operation.steps,))
         else:
-            self.add("quantize", source, target, size, numbers=(float(np.float32(operation.scale)), *operation.limits))
+            name = "quantize_avx512" if self.avx512 else "quantize"
+            self.add(name, source, target, size, numbers=(float(np.float32(operation.scale)), *operation.limits))
 
     def _linear(self, layer: Linear, source: int, target: int) -> None:
         n_outputs, n_inputs = layer.weight.shape
@@ -227,17 +231,19 @@ class _Assembler:
     def _integer_linear(self, layer: Linear, bias: NDArray, source: int, target: int) -> None:
         n_outputs, n_inputs = layer.weight.shape
         multipliers = padded(np.append(layer.multipliers, np.float32(0)))
-        largest = max(map(abs, self.graph.values[layer.inputs[0]].limits))
-        if self.avx512 and largest < 2**15:
+        fits = self.avx512 and max(map(abs, self.graph.values[layer.inputs[0]].limits)) < 2**15
+        is_sparse = 2 * np.count_nonzero(layer.weight) < layer.weight.size
+        if is_sparse and fits:
             panels = Panels.of(layer.weight)
             arrays: tuple[NDArray, ...] = (panels.steps, panels.places, panels.weights, multipliers, bias)
             self.add("panels_i16", source, target, -(-n_outputs // PANEL), panels.n_windows, arrays=arrays)
-        elif 2 * np.count_nonzero(layer.weight) < layer.weight.size and max(layer.weight.shape) <= _LARGEST_INDEX:
+        elif is_sparse and max(layer.weight.shape) <= _LARGEST_INDEX:
             groups = Groups.of(layer.weight)
             arrays = (groups.lengths, groups.rows, groups.columns, groups.weights, multipliers, bias)
             self.add("groups_i8", source, target, len(groups.lengths), arrays=arrays)
         else:
-            self.add("dots_i8", source, target, n_outputs, n_inputs, arrays=(layer.weight, multipliers, bias))
+            name = "dots_i8_avx512" if fits else "dots_i8"
+            self.add(name, source, target, n_outputs, n_inputs, arrays=(layer.weight, multipliers, bias))
 
     def _convolve(self, layer: Convolve, source: int, target: int, value: Value) -> None:
         (top, bottom), (left, right) = layer.geometry.padding

@@ -1,8 +1,7 @@
 """
 How the weights of a layer lie in memory for the kernels in ``csrc/kernels.h``, and which of them is the fastest.
 
-The numbers of :func:`cheapest` are cycles, measured on an Ice Lake server core with what
-``python -m sb3_sparse.benchmark latency --layers`` prints; only their order matters.
+The numbers of :func:`cheapest` are cycles, measured on an Ice Lake server core; only their order matters.
 """
 
 from __future__ import annotations

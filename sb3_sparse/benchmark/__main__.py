@@ -1,11 +1,11 @@
-"""``python -m sb3_sparse.benchmark step|kernels|learn|overhead|compression|samplers``: see each sub-command's ``-h``."""
+"""``python -m sb3_sparse.benchmark step|kernels|learn|latency|overhead|compression|samplers``: each has a ``-h``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import compression, kernels, overhead, samplers, step, train
+from sb3_sparse.benchmark import compression, kernels, latency, overhead, samplers, step, train
 from sb3_sparse.utils.command_line import Refusal
 
 #: Names of a sub-command other than its module's, the present one first.
@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         step: "a whole gradient step against stock, the best dense torch and masks over dense tensors",
         kernels: "the native kernels alone, against the peak of the core",
         train: "environment steps per second of whole learn()",
+        latency: "one decision: predict, torch, ONNX Runtime, our runner, generated C",
         compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
         samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     try:
         parsed.run(parsed)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         # What the user can mend, without a traceback
         raise Refusal(parser.prog, error) from error
 

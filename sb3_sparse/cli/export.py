@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_sparse.conversion.loading import find_model_file, load_model
 from sb3_sparse.conversion.quantize import quantize
@@ -18,6 +16,7 @@ from sb3_sparse.export import Exported
 from sb3_sparse.export.check import check as run_check
 from sb3_sparse.export.decision import policy_of
 from sb3_sparse.export.exporter import make_artefact, write_checked
+from sb3_sparse.export.normalization import statistics_of
 from sb3_sparse.export.targets import SUFFIXES, check_target, format_of
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.base import SparsePolicyMixin
@@ -42,23 +41,6 @@ def output_path(file: Path, output: str | Path | None, to: str | None) -> tuple[
     to = format_of(file.with_suffix(""), to)
     suffix = SUFFIXES[to]
     return file.with_name(f"{file.stem}{suffix}" if suffix is not None else f"{file.stem}-{to}"), to
-
-
-def statistics_of(run: ZooRun) -> VecNormalize | None:
-    """
-    Load the statistics of a run's observations.
-
-    :param run: What rl-zoo3's folder says. Its file is unpickled, as the model is.
-    :return: The statistics, None if there are none.
-    :raises ValueError: If the file holds something else.
-    """
-    if run.statistics is None:
-        return None
-    with run.statistics.open("rb") as file:
-        found = pickle.load(file)
-    if not isinstance(found, VecNormalize):
-        raise ValueError(f"{run.statistics} holds a {type(found).__name__}, not a VecNormalize")
-    return found
 
 
 def _is_quantized(model: BaseAlgorithm) -> bool:

@@ -93,13 +93,18 @@ def _runner(graph: Graph) -> Decide:
     return evaluate
 
 
-def c_compiler() -> str:
+def c_compiler(wanted: str | None = None) -> str:
     """
     Find a C compiler.
 
+    :param wanted: The command that it shall be, None for any.
     :return: Its command: ``$CC``, or the first of cc, gcc and clang.
     :raises ImportError: If there is none.
     """
+    if wanted is not None:
+        if not shutil.which(wanted):
+            raise ImportError(f"there is no C compiler {wanted!r}: give the command of one that is installed")
+        return wanted
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if name and shutil.which(name):
             return name

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_sparse.zoo.runs import ZooRun
 from sb3_sparse_runtime.spaces import Space
 
 
@@ -76,3 +78,20 @@ def _one(normalize: VecNormalize, found: Any, observations: np.ndarray) -> np.nd
     assert variance is not None
     scaled = (observations - mean) / np.sqrt(variance + normalize.epsilon)
     return np.clip(scaled, -normalize.clip_obs, normalize.clip_obs).astype(np.float32)
+
+
+def statistics_of(run: ZooRun) -> VecNormalize | None:
+    """
+    Load the statistics of a run's observations.
+
+    :param run: What rl-zoo3's folder says. Its file is unpickled, as the model is.
+    :return: The statistics, None if there are none.
+    :raises ValueError: If the file holds something else.
+    """
+    if run.statistics is None:
+        return None
+    with run.statistics.open("rb") as file:
+        found = pickle.load(file)
+    if not isinstance(found, VecNormalize):
+        raise ValueError(f"{run.statistics} holds a {type(found).__name__}, not a VecNormalize")
+    return found

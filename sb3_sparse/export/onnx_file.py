@@ -321,9 +321,19 @@ class OnnxPolicy:
         :param action_masks: Bool, False where a choice is forbidden; None where all are allowed.
         :return: Actions ``[n, numbers]``.
         """
+        given = self.inputs(observations, action_masks)
+        return self.session.run(["action"], given)[0].reshape(len(next(iter(given.values()))), -1)
+
+    def inputs(self, observations: Mapping[str, NDArray], action_masks: NDArray | None = None) -> dict[str, NDArray]:
+        """
+        Arrange what the session takes.
+
+        :param observations: Arrays ``[n, *shape]`` by the names of the graph's inputs.
+        :param action_masks: Bool, False where a choice is forbidden; None where all are allowed.
+        :return: Arrays by the names of the model's inputs.
+        """
         given = {name: observations[name].astype(input_dtype(space)) for name, space in self.graph.inputs.items()}
-        n_rows = len(next(iter(given.values())))
         if self.graph.chooser is not None:
-            shape = (n_rows, sum(self.graph.chooser.sizes))
+            shape = (len(next(iter(given.values()))), sum(self.graph.chooser.sizes))
             given[MASKS] = np.ones(shape, bool) if action_masks is None else action_masks.reshape(shape).astype(bool)
-        return self.session.run(["action"], given)[0].reshape(n_rows, -1)
+        return given

@@ -21,7 +21,8 @@ enum { MAX_ARRAYS = 8, MAX_INTEGERS = 16, MAX_NUMBERS = 4 };
 enum Code {
     AS_FLOAT, NORMALIZE, DIVIDE, ONE_HOT, COPY, GROUPS_F32, GROUPS_I8, TILES_F32, DOTS_F32, DOTS_I8, PANELS_F32, PANELS_I16,
     TILES_F32_AVX512, DOTS_F32_AVX512, CONVOLVE_F32, CONVOLVE_I8, PAD_FLOATS, PAD_INTEGERS, RELU, LEAKY_RELU, ELU, TANH, SIGMOID,
-    CLIP, QUANTIZE, STAIRCASE, AVERAGE_QUANTILES, BOUND, UNSCALE, ARG_MAX, ABOVE, EXPONENTIAL, CONSTANT, N_CODES
+    CLIP, QUANTIZE, STAIRCASE, AVERAGE_QUANTILES, BOUND, UNSCALE, ARG_MAX, ABOVE, EXPONENTIAL, CONSTANT, DOTS_I8_AVX512,
+    RELU_AVX512, TANH_AVX512, QUANTIZE_AVX512, N_CODES
 };
 
 typedef struct {
@@ -115,11 +116,27 @@ static void execute(Program *program, const unsigned char *allowed)
         case DOTS_F32_AVX512:
             sb3s_dots_f32_avx512(k[2], k[3], p[0], p[1], x, y);
             break;
+        case DOTS_I8_AVX512:
+            sb3s_dots_i8_avx512(k[2], k[3], p[0], p[1], p[2], program->integers + k[0], y);
+            break;
+        case RELU_AVX512:
+            sb3s_relu_all_avx512(k[2], y);
+            break;
+        case TANH_AVX512:
+            sb3s_tanh_all_avx512(k[2], y);
+            break;
+        case QUANTIZE_AVX512:
+            sb3s_quantize_all_avx512(k[2], (float)d[0], (float)d[1], (float)d[2], x, program->integers + k[1]);
+            break;
 #else
         case PANELS_F32:
         case PANELS_I16:
         case TILES_F32_AVX512:
         case DOTS_F32_AVX512:
+        case DOTS_I8_AVX512:
+        case RELU_AVX512:
+        case TANH_AVX512:
+        case QUANTIZE_AVX512:
             break;
 #endif
         case CONVOLVE_F32:

@@ -119,20 +119,24 @@ static void sb3s_clip_all(int n, float low, float high, float *x)
 
 /* [section] quantize_all: */
 
-/* rint(x / scale), halves to even, in [low, high]. Integers of less than 2**22 are the last bits of 1.5 * 2**23 + x. */
+/*
+ * rint(x / scale), halves to even, in [low, high]: 1.5 * 2**23 takes what is behind the point off an integer of less than 2**22.
+ * In steps of their own, of which compilers make vectors without branches.
+ */
 static void sb3s_quantize_all(int n, float scale, float low, float high, const float *x, sb3s_integer *q)
 {
-    int i;
-    for (i = 0; i < n; i++) {
-        union {
-            float number;
-            int32_t bits;
-        } sum;
-        float value = x[i] / scale;
-        value = value > low ? value : low;
-        value = value < high ? value : high;
-        sum.number = value + 12582912.0f;
-        q[i] = (sb3s_integer)(sum.bits - 0x4B400000);
+    for (; n > 0; n -= 16, x += 16, q += 16) {
+        const int size = n < 16 ? n : 16;
+        float values[16] = {0};
+        int i;
+        for (i = 0; i < size; i++) values[i] = x[i];
+        for (i = 0; i < 16; i++) {
+            float value = values[i] / scale;
+            value = value > low ? value : low;
+            value = value < high ? value : high;
+            values[i] = (value + 12582912.0f) - 12582912.0f;
+        }
+        for (i = 0; i < size; i++) q[i] = (sb3s_integer)values[i];
     }
 }
 
@@ -438,20 +442,130 @@ SB3S_TARGET static void sb3s_tiles_f32_avx512(int n_tiles, int n_inputs, const f
 /* [section] dots_f32_avx512: avx512 */
 
 #ifdef SB3S_AVX512
+/* A dense layer of few outputs, two rows at a time. */
 SB3S_TARGET static void sb3s_dots_f32_avx512(int n_outputs, int n_inputs, const float *weights, const float *bias, const float *x,
                                              float *y)
 {
     int o;
-    for (o = 0; o < n_outputs; o++, weights += n_inputs) {
-        __m512 even = _mm512_setzero_ps(), odd = even;
-        float sum = bias[o];
+    for (o = 0; o < n_outputs; o += 2) {
+        const float *first = weights + (size_t)o * (size_t)n_inputs, *second = o + 1 < n_outputs ? first + n_inputs : first;
+        __m512 a = _mm512_setzero_ps(), b = a, c = a, d = a;
         int i;
         for (i = 0; i + 32 <= n_inputs; i += 32) {
-            even = _mm512_fmadd_ps(_mm512_loadu_ps(weights + i), _mm512_loadu_ps(x + i), even);
-            odd = _mm512_fmadd_ps(_mm512_loadu_ps(weights + i + 16), _mm512_loadu_ps(x + i + 16), odd);
+            const __m512 low = _mm512_loadu_ps(x + i), high = _mm512_loadu_ps(x + i + 16);
+            a = _mm512_fmadd_ps(_mm512_loadu_ps(first + i), low, a);
+            b = _mm512_fmadd_ps(_mm512_loadu_ps(second + i), low, b);
+            c = _mm512_fmadd_ps(_mm512_loadu_ps(first + i + 16), high, c);
+            d = _mm512_fmadd_ps(_mm512_loadu_ps(second + i + 16), high, d);
         }
-        for (; i < n_inputs; i++) sum += weights[i] * x[i];
-        y[o] = sum + _mm512_reduce_add_ps(_mm512_add_ps(even, odd));
+        for (; i < n_inputs; i += 16) {
+            const __mmask16 there = (__mmask16)(n_inputs - i < 16 ? (1 << (n_inputs - i)) - 1 : 0xFFFF);
+            const __m512 input = _mm512_maskz_loadu_ps(there, x + i);
+            a = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, first + i), input, a);
+            b = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(there, second + i), input, b);
+        }
+        y[o] = bias[o] + _mm512_reduce_add_ps(_mm512_add_ps(a, c));
+        if (o + 1 < n_outputs) y[o + 1] = bias[o + 1] + _mm512_reduce_add_ps(_mm512_add_ps(b, d));
+    }
+}
+#endif
+
+/* [section] relu_all_avx512: avx512 */
+
+#ifdef SB3S_AVX512
+/* Elementwise functions: the same operations, sixteen numbers at a time. */
+SB3S_TARGET static void sb3s_relu_all_avx512(int n, float *x)
+{
+    for (; n > 0; n -= 16, x += 16) {
+        const __mmask16 there = (__mmask16)(n < 16 ? (1 << n) - 1 : 0xFFFF);
+        _mm512_mask_storeu_ps(x, there, _mm512_max_ps(_mm512_maskz_loadu_ps(there, x), _mm512_setzero_ps()));
+    }
+}
+#endif
+
+/* [section] quantize_all_avx512: avx512 */
+
+#ifdef SB3S_AVX512
+SB3S_TARGET static void sb3s_quantize_all_avx512(int n, float scale, float low, float high, const float *x, int32_t *q)
+{
+    for (; n > 0; n -= 16, x += 16, q += 16) {
+        const __mmask16 there = (__mmask16)(n < 16 ? (1 << n) - 1 : 0xFFFF);
+        __m512 value = _mm512_div_ps(_mm512_maskz_loadu_ps(there, x), _mm512_set1_ps(scale));
+        value = _mm512_min_ps(_mm512_max_ps(value, _mm512_set1_ps(low)), _mm512_set1_ps(high));
+        _mm512_mask_storeu_epi32(q, there, _mm512_cvtps_epi32(value));
+    }
+}
+#endif
+
+/* [section] tanh_all_avx512: avx512 */
+
+#ifdef SB3S_AVX512
+SB3S_TARGET static void sb3s_tanh_all_avx512(int n, float *x)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), magic = _mm512_set1_ps(12582912.0f);
+    for (; n > 0; n -= 16, x += 16) {
+        const __mmask16 there = (__mmask16)(n < 16 ? (1 << n) - 1 : 0xFFFF);
+        __m512 bounded = _mm512_maskz_loadu_ps(there, x), size, square, sum, near_zero, beyond, power, rest;
+        bounded = _mm512_min_ps(_mm512_max_ps(bounded, _mm512_set1_ps(-10.0f)), _mm512_set1_ps(10.0f));
+        size = _mm512_abs_ps(bounded);
+        square = _mm512_mul_ps(bounded, bounded);
+        sum = _mm512_set1_ps(-0.00570422178f);
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, square), _mm512_set1_ps(0.0206384305f));
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, square), _mm512_set1_ps(-0.0537395217f));
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, square), _mm512_set1_ps(0.133314401f));
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, square), _mm512_set1_ps(-0.333332807f));
+        near_zero = _mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(sum, square), bounded), bounded);
+        /* exp(2 |x|) */
+        beyond = _mm512_add_ps(size, size);
+        power = _mm512_sub_ps(_mm512_add_ps(_mm512_mul_ps(beyond, _mm512_set1_ps(1.44269504f)), magic), magic);
+        rest = _mm512_sub_ps(beyond, _mm512_mul_ps(power, _mm512_set1_ps(0.693359375f)));
+        rest = _mm512_sub_ps(rest, _mm512_mul_ps(power, _mm512_set1_ps(-0.000212194440f)));
+        sum = _mm512_set1_ps(0.00138144335f);
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, rest), _mm512_set1_ps(0.00836879667f));
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, rest), _mm512_set1_ps(0.0416683964f));
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, rest), _mm512_set1_ps(0.166665196f));
+        sum = _mm512_add_ps(_mm512_mul_ps(sum, rest), _mm512_set1_ps(0.49999994f));
+        sum = _mm512_add_ps(_mm512_add_ps(_mm512_mul_ps(_mm512_mul_ps(sum, rest), rest), rest), one);
+        power = _mm512_castsi512_ps(
+            _mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(power), _mm512_set1_epi32(127)), 23));
+        beyond = _mm512_sub_ps(one, _mm512_div_ps(_mm512_set1_ps(2.0f), _mm512_add_ps(_mm512_mul_ps(sum, power), one)));
+        beyond = _mm512_mask_sub_ps(beyond, _mm512_cmp_ps_mask(bounded, _mm512_setzero_ps(), _CMP_LT_OQ), _mm512_setzero_ps(),
+                                    beyond);
+        beyond = _mm512_mask_mov_ps(beyond, _mm512_cmp_ps_mask(size, _mm512_set1_ps(0.625f), _CMP_LT_OQ), near_zero);
+        _mm512_mask_storeu_ps(x, there, beyond);
+    }
+}
+#endif
+
+/* [section] dots_i8_avx512: avx512 */
+
+#ifdef SB3S_AVX512
+/* A dense layer of integers of 16 bits, four rows at a time. */
+SB3S_TARGET static void sb3s_dots_i8_avx512(int n_outputs, int n_inputs, const int8_t *weights, const float *multipliers,
+                                            const float *bias, const int32_t *x, float *y)
+{
+    int o, k;
+    for (o = 0; o < n_outputs; o += 4) {
+        const int8_t *rows[4];
+        __m512i sums[4];
+        int i;
+        for (k = 0; k < 4; k++) {
+            rows[k] = weights + (size_t)(o + k < n_outputs ? o + k : o) * (size_t)n_inputs;
+            sums[k] = _mm512_setzero_si512();
+        }
+        for (i = 0; i < n_inputs; i += 32) {
+            const int left = n_inputs - i;
+            const __mmask32 there = left < 32 ? (1u << left) - 1 : 0xFFFFFFFFu;
+            const __m256i low = _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi32((__mmask16)there, x + i));
+            const __m256i high = _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi32((__mmask16)(there >> 16), x + i + 16));
+            const __m512i input = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+            for (k = 0; k < 4; k++) {
+                const __m512i weight = _mm512_cvtepi8_epi16(_mm256_maskz_loadu_epi8(there, rows[k] + i));
+                sums[k] = _mm512_add_epi32(sums[k], _mm512_madd_epi16(weight, input));
+            }
+        }
+        for (k = 0; k < 4 && o + k < n_outputs; k++)
+            y[o + k] = (float)_mm512_reduce_add_epi32(sums[k]) * multipliers[o + k] + bias[o + k];
     }
 }
 #endif

@@ -44,6 +44,19 @@ def gaps_of(columns: list[NDArray]) -> NDArray[np.uint8]:
     return np.array(found, np.uint8)
 
 
+def either(avx512: str | None, portable: str) -> list[str]:
+    """
+    Choose between two calls when the program runs.
+
+    :param avx512: A call for processors with AVX-512, None for none.
+    :param portable: A call for all others.
+    :return: Statements.
+    """
+    if avx512 is None:
+        return [portable]
+    return [f"#ifdef {_AVX512}", "if (fast)", f"    {avx512}", "else", "#endif", f"    {portable}"]
+
+
 class LayerWriter:
     """
     Writes layers down as calls of kernels.
@@ -86,11 +99,6 @@ class LayerWriter:
         return np.zeros(len(layer.weight), np.float32) if layer.bias is None else layer.bias
 
     # --- Fast ---
-
-    def _either(self, avx512: str | None, portable: str) -> list[str]:
-        if avx512 is None:
-            return [portable]
-        return [f"#ifdef {_AVX512}", "if (fast)", f"    {avx512}", "else", "#endif", f"    {portable}"]
 
     def _fast_float(self, layer: Linear, x: str, y: str) -> list[str]:
         weight = float_weight(layer)
@@ -137,7 +145,7 @@ class LayerWriter:
             else:
                 n = n_tiles if choice == "tiles" else n_outputs
                 calls.append(f"{self.kernels.use(choice + suffix)}({n}, {n_inputs}, {joined});")
-        return self._either(calls[0], calls[1])
+        return either(calls[0], calls[1])
 
     def _fast_integer(self, layer: Linear, x: str, y: str) -> list[str]:
         weight = layer.weight
@@ -149,16 +157,16 @@ class LayerWriter:
                 self._add("bias", padded(np.append(self._bias(layer), zero))),
             )
         )
-        largest = max(map(abs, self.graph.values[layer.inputs[0]].limits))
+        fits = max(map(abs, self.graph.values[layer.inputs[0]].limits)) < 2**15
+        is_sparse = self.layout == "fast" and 2 * np.count_nonzero(weight) < weight.size
         avx512 = None
-        if largest < 2**15 and self.layout == "fast":
+        if is_sparse and fits:
             panels = Panels.of(weight)
             arrays = (("steps", panels.steps), ("places", panels.places), ("panels", panels.weights))
             names = ", ".join(self._add(role, array, guard=_AVX512) for role, array in arrays)
             n_panels = -(-n_outputs // PANEL)
             avx512 = f"{self.kernels.use('panels_i16')}({n_panels}, {panels.n_windows}, {names}, {factors}, {x}, {y});"
-        sparse = 2 * np.count_nonzero(weight) < weight.size and max(weight.shape) < 2**16 and self.layout == "fast"
-        if sparse:
+        if is_sparse and max(weight.shape) < 2**16:
             groups = Groups.of(weight)
             tables = (
                 ("lengths", groups.lengths),
@@ -168,10 +176,12 @@ class LayerWriter:
             )
             joined = ", ".join(self._add(role, array) for role, array in tables)
             portable = f"{self.kernels.use('groups_i8')}({len(groups.lengths)}, {joined}, {factors}, {x}, {y});"
-        else:
-            table = self._add("weights", weight)
-            portable = f"{self.kernels.use('dots_i8')}({n_outputs}, {n_inputs}, {table}, {factors}, {x}, {y});"
-        return self._either(avx512, portable)
+            return either(avx512, portable)
+        arguments = f"({n_outputs}, {n_inputs}, {self._add('weights', weight)}, {factors}, {x}, {y});"
+        portable = self.kernels.use("dots_i8") + arguments
+        if fits and avx512 is None:
+            avx512 = self.kernels.use("dots_i8_avx512") + arguments
+        return either(avx512, portable)
 
     # --- Small ---
 

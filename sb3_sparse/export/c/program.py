@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_sparse.export.c.kernels import Kernels
-from sb3_sparse.export.c.layers import LayerWriter
+from sb3_sparse.export.c.layers import LayerWriter, either
 from sb3_sparse.export.c.tables import Tables, literal
 from sb3_sparse.export.c.workspace import Lifetime, lifetimes, place, shared
 from sb3_sparse_runtime.graph import Graph
@@ -348,7 +348,11 @@ class Compiler:
         if x != y:
             self.loop(size, f"({y})[i] = ({x})[i];")
         parameters = "".join(f"{literal(parameter)}, " for parameter in operation.parameters)
-        self.line(f"{self.kernels.use(f'{operation.function}_all')}({size}, {parameters}{y});")
+        arguments = f"({size}, {parameters}{y});"
+        wide = None
+        if not self.small and operation.function in ("relu", "tanh"):
+            wide = self.kernels.use(f"{operation.function}_all_avx512") + arguments
+        self.body += either(wide, self.kernels.use(f"{operation.function}_all") + arguments)
 
     def _quantize(self, operation: Quantize, x: str, y: str, size: int) -> None:
         low, high = operation.limits
@@ -357,8 +361,9 @@ class Compiler:
             kernel = self.kernels.use("staircase_all")
             self.line(f"{kernel}({size}, {len(operation.steps)}, {steps}, {operation.lowest}, {x}, {y});")
         else:
-            kernel = self.kernels.use("quantize_all")
-            self.line(f"{kernel}({size}, {literal(operation.scale)}, {literal(low)}, {literal(high)}, {x}, {y});")
+            arguments = f"({size}, {literal(operation.scale)}, {literal(low)}, {literal(high)}, {x}, {y});"
+            wide = None if self.small else self.kernels.use("quantize_all_avx512") + arguments
+            self.body += either(wide, self.kernels.use("quantize_all") + arguments)
 
     def _action(self, operation: Operation, x: str) -> None:
         size = self.graph.action.size
