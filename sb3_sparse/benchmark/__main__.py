@@ -1,15 +1,15 @@
-"""``python -m sb3_sparse.benchmark step|kernels|learn|latency|overhead|compression|samplers``: each has a ``-h``."""
+"""``python -m sb3_sparse.benchmark step|kernels|learn|latency|cortex-m|overhead|compression|samplers``: each has a ``-h``."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import compression, kernels, latency, overhead, samplers, step, train
+from sb3_sparse.benchmark import compression, cortex_m, kernels, latency, overhead, samplers, step, train
 from sb3_sparse.utils.command_line import Refusal
 
 #: Names of a sub-command other than its module's, the present one first.
-NAMES = {"train": ["learn", "train"]}
+NAMES = {"train": ["learn", "train"], "cortex_m": ["cortex-m"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         kernels: "the native kernels alone, against the peak of the core",
         train: "environment steps per second of whole learn()",
         latency: "one decision: predict, torch, ONNX Runtime, our runner, generated C",
+        cortex_m: "one decision on a Cortex-M under QEMU: instructions, flash and memory",
         compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
         samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }

@@ -148,7 +148,8 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--env", help="environment of a check; found in rl-zoo3's folder if left out")
     parser.add_argument("--seed", type=int, default=0, help="seed of a check and of --bits")
     parser.add_argument("--name", default="policy", help="what C's functions and files are called")
-    parser.add_argument("--layout", choices=["fast", "small", "dense"], help="C's tables: fast for a PC, small elsewhere")
+    layouts = ["fast", "small", "dense", "small-dense"]
+    parser.add_argument("--layout", choices=layouts, help="C's tables: fast for a PC, small elsewhere; dense to compare with")
     parser.add_argument("--arduino", action="store_true", help="with --to c: an Arduino library")
     parser.add_argument("--distribution", action="store_true", help="mean and standard deviation too")
     parser.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.export.artefact import Artefact
-from sb3_sparse.export.c.source import LAYOUTS, Source, arduino_library, check_name, generate, project
+from sb3_sparse.export.c.program import LAYOUTS
+from sb3_sparse.export.c.source import Source, arduino_library, check_name, generate, project
 from sb3_sparse.export.check import Check, without_normalization
 from sb3_sparse.export.check import check as run_check
 from sb3_sparse.export.cortex_m import test_bench
@@ -225,8 +226,8 @@ def export(
     :param normalize: Statistics that its observations were normalised with; ``"auto"``: those of the model's environment.
     :param distribution: Whether mean and standard deviation of a Gaussian policy are written too (SAC, TQC, PPO, A2C).
     :param name: What C's functions and files are called.
-    :param layout: C's tables: ``"fast"``, ``"small"`` or ``"dense"``, see :func:`sb3_sparse.export.c.source.generate`. None:
-        ``"fast"`` for a PC, otherwise ``"small"``.
+    :param layout: C's tables: ``"fast"``, ``"small"``, ``"dense"`` or ``"small-dense"``, see
+        :func:`sb3_sparse.export.c.source.generate`. None: ``"fast"`` for a PC, otherwise ``"small"``.
     :param arduino: With ``to="c"``, whether to write an Arduino library instead of a CMake project.
     :param force: Whether what is there may be replaced.
     :param check: Whether to compare with the model first, see :func:`sb3_sparse.export.check.check`; with the model's

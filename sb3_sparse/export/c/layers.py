@@ -71,6 +71,7 @@ class LayerWriter:
     def __init__(self, graph: Graph, tables: Tables, kernels: Kernels, layout: str, integer_type: str) -> None:
         self.graph, self.tables, self.kernels = graph, tables, kernels
         self.layout, self.integer_type = layout, integer_type
+        self.small, self.dense = layout.startswith("small"), layout.endswith("dense")
         self.n_layers = 0
 
     def write(self, layer: Layer, x: str, y: str, room: str | None, then: Quantize | None = None) -> list[str]:
@@ -88,7 +89,7 @@ class LayerWriter:
         if isinstance(layer, Convolve):
             return self._convolve(layer, x, y, room)
         assert isinstance(layer, Linear)
-        if self.layout == "small":
+        if self.small:
             return [self._small_integer(layer, x, y, then) if layer.is_integer else self._small_float(layer, x, y)]
         return self._fast_integer(layer, x, y) if layer.is_integer else self._fast_float(layer, x, y)
 
@@ -108,7 +109,7 @@ class LayerWriter:
         choices = []
         for avx512 in (True, False):
             choice = cheapest(weight, avx512=avx512)
-            if self.layout == "dense" and choice in ("panels", "groups"):
+            if self.dense and choice in ("panels", "groups"):
                 choice = "tiles" if n_outputs > PANEL else "dots"
             choices.append("tiles" if choice == "groups" and max(weight.shape) >= 2**16 else choice)
         # What both need lies there once
@@ -158,7 +159,7 @@ class LayerWriter:
             )
         )
         fits = max(map(abs, self.graph.values[layer.inputs[0]].limits)) < 2**15
-        is_sparse = self.layout == "fast" and 2 * np.count_nonzero(weight) < weight.size
+        is_sparse = not self.dense and 2 * np.count_nonzero(weight) < weight.size
         avx512 = None
         if is_sparse and fits:
             panels = Panels.of(weight)
@@ -206,7 +207,7 @@ class LayerWriter:
         weight = float_weight(layer)
         n_outputs, n_inputs = weight.shape
         bias = self._add("bias", self._bias(layer))
-        if 5 * np.count_nonzero(weight) + n_outputs >= 4 * weight.size:
+        if self.dense or 5 * np.count_nonzero(weight) + n_outputs >= 4 * weight.size:
             return (
                 f"{self.kernels.use('dense_f32')}({n_outputs}, {n_inputs}, {self._add('weights', weight)}, {bias}, {x}, {y});"
             )
@@ -231,7 +232,7 @@ class LayerWriter:
         few_bits = layer.bits <= 4
         dense_bytes = n_outputs * -(-n_inputs // 2) if few_bits else weight.size
         narrow = n_inputs <= 2**8
-        if layer.bits == 2 and narrow and n_active + 2 * n_outputs < dense_bytes:
+        if layer.bits == 2 and narrow and not self.dense and n_active + 2 * n_outputs < dense_bytes:
             plus, minus = ([np.flatnonzero(row == sign) for row in weight] for sign in (1, -1))
             lengths = np.array([[len(one), len(other)] for one, other in zip(plus, minus, strict=True)])
             both = np.concatenate([part for pair in zip(plus, minus, strict=True) for part in pair])
@@ -240,7 +241,7 @@ class LayerWriter:
             tables = f"{self._add('lengths', lengths.astype(dtype))}, {self._add('columns', both.astype(dtype))}"
             return f"{kernel(f'{kind}_i2')}({n_outputs}, {tables}, {factors});"
         sparse_bytes = n_active * (1.5 if few_bits and narrow else 2) + n_outputs
-        if sparse_bytes >= dense_bytes:
+        if self.dense or sparse_bytes >= dense_bytes:
             if few_bits:
                 table = self._add("weights", nibbles(list(weight)), kind="unsigned char")
                 return f"{kernel('dense_i4')}({n_outputs}, {n_inputs}, {table}, {factors});"

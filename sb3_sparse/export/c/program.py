@@ -37,8 +37,8 @@ from sb3_sparse_runtime.operations import (
     Unscale,
 )
 
-#: Layouts: the fastest on a PC, the smallest, and the fastest without a sparse kernel (for comparisons).
-LAYOUTS = ("fast", "small", "dense")
+#: Layouts: the fastest on a PC, the smallest, and for comparisons the same two with zeros stored and multiplied.
+LAYOUTS = ("fast", "small", "dense", "small-dense")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Compiler:
 
     def __init__(self, graph: Graph, layout: str) -> None:
         self.graph, self.layout = graph, layout
-        self.small = layout == "small"
+        self.small = layout.startswith("small")
         self.kernels, self.tables = Kernels(), Tables(aligned=not self.small)
         self.body: list[str] = []
         self.by_output = {operation.output: operation for operation in graph.operations}

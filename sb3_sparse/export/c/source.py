@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sb3_sparse.export.c.program import Compiler, Program
+from sb3_sparse.export.c.program import LAYOUTS, Compiler, Program
 from sb3_sparse.utils.checks import require_choice
 from sb3_sparse_runtime.graph import Graph
 from sb3_sparse_runtime.operations import Layer
 from sb3_sparse_runtime.spaces import Space
 
-LAYOUTS = ("fast", "small", "dense")
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 #: Words a policy cannot be called, because its functions are called after it.
 _RESERVED = ("main", "sb3s")
@@ -162,7 +161,7 @@ def _source(graph: Graph, name: str, program: Program, layout: str, about: str) 
         f'#include "{name}.h"\n\n#include <float.h>\n#include <stddef.h>\n#include <stdint.h>',
         *([_EXACT] if exact else []),
         f"typedef {program.integer_type} sb3s_integer;",
-        _ALIGNED if layout != "small" else "",
+        "" if layout.startswith("small") else _ALIGNED,
         program.kernels.text(),
         program.tables.text(),
         *functions,
@@ -178,7 +177,7 @@ def generate(graph: Graph, name: str = "policy", *, layout: str = "fast", about:
     :param name: What functions and files are called.
     :param layout: ``"fast"``: what was measured fastest on a PC, with kernels for AVX-512 that are used where the processor
         has it (``-DSB3S_PORTABLE`` leaves them and their tables out). ``"small"``: the smallest tables and code, for
-        microcontrollers. ``"dense"``: as fast, but zeros are multiplied too, for comparisons.
+        microcontrollers. ``"dense"`` and ``"small-dense"``: the same, but zeros are multiplied too, for comparisons.
     :param about: One line about the policy, for the files' first comment.
     :return: The files' text.
     :raises ValueError: For another layout, or a name that is none.
