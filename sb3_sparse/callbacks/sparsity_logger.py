@@ -26,12 +26,17 @@ class SparsityLogger(BaseCallback):
     :param verbose: 0 for no output, 1 to print the whole report when training starts.
     """
 
+    #: Layers count their changes anew in every process.
+    not_in_checkpoints = ("_versions",)
+
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
         self._report: SparsityReport | None = None
-        #: What the report was made of: see :meth:`_refresh`.
+        #: What the report was made of, and which masks were seen last: see :meth:`_refresh`.
         self._sizes: tuple[tuple[int, ...], ...] = ()
         self._versions: tuple[int, ...] = ()
+        #: Whether positions have moved since the report was made.
+        self._moved = False
 
     def _on_training_start(self) -> None:
         self._report = None  # perhaps another model's
@@ -48,9 +53,10 @@ class SparsityLogger(BaseCallback):
         layers = list(sparse_policy(self.model).sparsifier.layers.values())
         sizes = tuple((layer.n_active, layer.weight_bits, _input_bits(layer)) for layer in layers)
         versions = tuple(layer.mask_version for layer in layers)
-        moved = versions != self._versions and f"{_PREFIX}bytes" not in self.logger.name_to_value
-        if self._report is None or sizes != self._sizes or moved:
-            self._report, self._sizes, self._versions = sparsity_report(self.model), sizes, versions
+        self._moved, self._versions = self._moved or versions != self._versions, versions
+        is_due = self._moved and f"{_PREFIX}bytes" not in self.logger.name_to_value
+        if self._report is None or sizes != self._sizes or is_due:
+            self._report, self._sizes, self._moved = sparsity_report(self.model), sizes, False
         return self._report
 
     def _on_step(self) -> bool:

@@ -97,7 +97,10 @@ class RunCheckpoint(BaseCallback):
         root = self.locals["callback"]
         self._stop_watching()
         store = self._resumption.store if self._resumption is not None else Store(folder / FOLDER_NAME)
-        self._run = store.open(self._own(), store.run() if self._resumption is not None else self._run)
+        try:
+            self._run = store.open(self._own(), store.run() if self._resumption is not None else self._run)
+        except OSError as error:
+            raise ValueError(f"RunCheckpoint cannot write to `folder` {folder}: {error}") from error
         self._store = store
         store.still_used = while_learning(self.model)
         try:

@@ -377,6 +377,8 @@ class Resumption:
         if self.n_rows:
             # The rest of the rollout; the argument has been taken when the rollout begins, and this is put right
             model.n_steps -= self.n_rows  # type: ignore[attr-defined]
+            # As when it began: the training's last rollout may have gone past its end
+            model.num_timesteps -= self.n_rows * model.n_envs
         return model
 
     def check_callbacks(self, recorder: CallbackRecorder) -> None:
@@ -430,6 +432,7 @@ class Resumption:
         buffer: Any = model.rollout_buffer
         if self.n_rows:
             model.n_steps += self.n_rows
+            model.num_timesteps = self.step
             arrays = _rollout_arrays(buffer)
             for name, node in self.tree["rollout"]["rows"].items():
                 arrays[name][: self.n_rows] = decoder.decode(node)

@@ -201,9 +201,11 @@ class Store:
             # Some network file systems have no locks
             stream.close()
             return
-        stream.truncate(0)
-        stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        stream.flush()
+        # On a full disk the lock holds without a name
+        with suppress(OSError):
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            stream.flush()
         self._lock = stream
         _held[self.folder.resolve()] = self
 

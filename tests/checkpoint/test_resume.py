@@ -101,6 +101,15 @@ def test_on_policy_in_the_middle_of_a_rollout(n_envs, tmp_path):
     assert any(0 < n_rows < 64 for n_rows in rows)
 
 
+def test_on_policy_in_a_rollout_that_goes_past_the_end(tmp_path):
+    """The training ends with the rollout: 64 steps later than the checkpoint after its last step but one."""
+    subject = Subject("ppo", env="CartPole-v1", method="rigl", steps=200, every=50, kwargs={"n_steps": 64})
+    whole = run_with_crashes(subject, tmp_path / "whole", [])
+    broken = tmp_path / "broken"
+    assert_same(run_with_crashes(subject, broken, [230]), whole)
+    assert find_store(broken).steps() == [200, 250]
+
+
 # --- What is not in the subjects ---
 
 
@@ -198,6 +207,28 @@ def crash_after(write, n):
             raise Crash
 
     return wrapped
+
+
+def test_a_report_of_masks_that_have_moved_since_is_old_in_another_process_too(tmp_path):
+    """Layers count the changes of their masks anew there, and may come to the same number."""
+    found = []
+
+    class Look(BaseCallback):
+        def _on_step(self):
+            found.append(logger._moved)
+            return True
+
+    logger = SparsityLogger()
+    callbacks = [RigL(every=4, drop_fraction=0.5), logger, RunCheckpoint(20, folder=tmp_path), Look()]
+    # Nothing is written out meanwhile: the report is that of the beginning
+    train_and_crash(small(TD3, "Pendulum-v1"), callbacks, 90, 50, log_interval=1000)
+    assert found[0] is False
+    assert found[39:] == [True] * 11
+    found.clear()
+    logger = SparsityLogger()
+    callbacks = [RigL(every=4, drop_fraction=0.5), logger, RunCheckpoint(20, folder=tmp_path), Look(), CrashAt(None)]
+    sb3_sparse.resume(tmp_path, "Pendulum-v1", callbacks)
+    assert found == [True] * 50
 
 
 @pytest.mark.parametrize(
