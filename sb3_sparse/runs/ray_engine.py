@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from sb3_sparse.utils.files import write_text
 
 #: How often Ray begins a task again whose node or process has gone.
 _RETRIES = 3
+#: Seconds within which a cluster must answer.
+_PATIENCE = 10.0
 #: Files of a task by their path below its folder.
 Files = dict[str, bytes]
 
@@ -47,6 +50,14 @@ def train_remotely(spec: RunSpec, folder: str, token: str, gym_packages: Sequenc
         return execute(spec, Path(own)), _pack(Path(own))
 
 
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes to reach a cluster that is not there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE):
+            pass
+
+
 class RayEngine:
     """
     Trains on a Ray cluster.
@@ -66,8 +77,9 @@ class RayEngine:
             raise ImportError(f"`--ray` needs Ray ({error}): pip install 'sb3-sparse[ray]'") from error
         self.ray, self.gym_packages = ray, tuple(gym_packages)
         try:
+            _knock(address)
             ray.init(address=None if address == "local" else address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"`--ray` {address!r} cannot be reached: {reason}") from error
         self.token = write_text(folder / f".driver-{uuid.uuid4().hex}", "")
