@@ -729,7 +729,35 @@ SB3S_NOINLINE static void sb3s_rows8_i2(int n_rows, const uint8_t *lengths, cons
     }
 }
 
-/* [section] dense_i8: noinline */
+/* [section] four_products: */
+
+#if defined(__ARM_FEATURE_SIMD32) && defined(__GNUC__) && defined(SB3S_INTEGER16)
+#include <arm_acle.h>
+#include <string.h>
+/* The sum and four products more, two of them in each instruction. */
+static int32_t sb3s_four_products(const int8_t *weights, const sb3s_integer *x, int32_t sum)
+{
+    uint32_t w, low, high, even, odd;
+    memcpy(&w, weights, 4);
+    memcpy(&low, x, 4);
+    memcpy(&high, x + 2, 4);
+    /* Compilers do not see what this is */
+    __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(even) : "r"(low), "r"(high));
+    __asm__("pkhtb %0, %1, %2, asr #16" : "=r"(odd) : "r"(high), "r"(low));
+    sum = __smlad(__sxtb16((int8x4_t)w), (int16x2_t)even, sum);
+    return __smlad(__sxtb16((int8x4_t)(w >> 8 | w << 24)), (int16x2_t)odd, sum);
+}
+#else
+static int32_t sb3s_four_products(const int8_t *weights, const sb3s_integer *x, int32_t sum)
+{
+    sum += (int32_t)weights[0] * x[0];
+    sum += (int32_t)weights[1] * x[1];
+    sum += (int32_t)weights[2] * x[2];
+    return sum + (int32_t)weights[3] * x[3];
+}
+#endif
+
+/* [section] dense_i8: noinline, four_products */
 
 SB3S_NOINLINE static void sb3s_dense_i8(int n_rows, int n_inputs, const int8_t *weights, const float *multipliers,
                                         const float *bias, const sb3s_integer *x, float *y)
@@ -737,12 +765,7 @@ SB3S_NOINLINE static void sb3s_dense_i8(int n_rows, int n_inputs, const int8_t *
     for (; n_rows > 0; n_rows--) {
         const sb3s_integer *from = x, *end = x + (n_inputs & ~3);
         int32_t sum = 0;
-        while (from != end) {
-            sum += (int32_t)*weights++ * *from++;
-            sum += (int32_t)*weights++ * *from++;
-            sum += (int32_t)*weights++ * *from++;
-            sum += (int32_t)*weights++ * *from++;
-        }
+        for (; from != end; from += 4, weights += 4) sum = sb3s_four_products(weights, from, sum);
         for (end = x + n_inputs; from != end;) sum += (int32_t)*weights++ * *from++;
         *y++ = (float)sum * *multipliers++ + *bias++;
     }
