@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.layouts import PANEL, WINDOW, Groups, Panels, cheapest, padded, tiles
+from sb3_sparse_runtime.layouts import PANEL, WINDOW, Groups, Panels, cheapest, padded, panels_are_cheaper, tiles
 from sb3_sparse_runtime.operations import (
     Above,
     Activate,
@@ -233,11 +233,11 @@ class _Assembler:
         multipliers = padded(np.append(layer.multipliers, np.float32(0)))
         fits = self.avx512 and max(map(abs, self.graph.values[layer.inputs[0]].limits)) < 2**15
         is_sparse = 2 * np.count_nonzero(layer.weight) < layer.weight.size
-        if is_sparse and fits:
+        if fits and panels_are_cheaper(layer.weight):
             panels = Panels.of(layer.weight)
             arrays: tuple[NDArray, ...] = (panels.steps, panels.places, panels.weights, multipliers, bias)
             self.add("panels_i16", source, target, -(-n_outputs // PANEL), panels.n_windows, arrays=arrays)
-        elif is_sparse and max(layer.weight.shape) <= _LARGEST_INDEX:
+        elif is_sparse and not fits and max(layer.weight.shape) <= _LARGEST_INDEX:
             groups = Groups.of(layer.weight)
             arrays = (groups.lengths, groups.rows, groups.columns, groups.weights, multipliers, bias)
             self.add("groups_i8", source, target, len(groups.lengths), arrays=arrays)

@@ -80,15 +80,16 @@ class Panels:
         return self.steps.shape[1]
 
     @classmethod
-    def of(cls, matrix: NDArray) -> Panels:
+    def of(cls, matrix: NDArray, *, zeros: bool = False) -> Panels:
         """
         Arrange a weight.
 
         :param matrix: Weights ``[out, in]``.
+        :param zeros: Whether zeros are stored too.
         :return: They, arranged.
         """
         n_panels, n_windows = -(-matrix.shape[0] // PANEL), -(-matrix.shape[1] // WINDOW)
-        row, column = np.nonzero(matrix)
+        row, column = np.nonzero(np.ones_like(matrix) if zeros else matrix)
         cell = row * n_windows + column // WINDOW
         counts = np.bincount(cell, minlength=n_panels * PANEL * n_windows)
         index_in_cell = np.arange(len(row)) - (np.cumsum(counts) - counts)[cell]
@@ -151,3 +152,15 @@ def cheapest(matrix: NDArray, *, avx512: bool) -> str:
             "dots": n_outputs * (n_inputs / 4 * far + 20),
         }
     return min(costs, key=lambda name: costs[name])
+
+
+def panels_are_cheaper(matrix: NDArray, *, zeros: bool = False) -> bool:
+    """
+    Choose between the kernels for integers and AVX-512.
+
+    :param matrix: Weights ``[out, in]``, int8.
+    :param zeros: Whether zeros are stored too.
+    :return: Whether panels are faster than dot products of whole rows, of which each costs a sum across a register.
+    """
+    steps = Panels.of(matrix, zeros=zeros).steps
+    return 3 * int(steps.sum()) + 3 * steps.size < len(matrix) * (1.5 * -(-matrix.shape[1] // WINDOW) + 10)

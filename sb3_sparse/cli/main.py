@@ -120,6 +120,23 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"written to {exported.path} ({exported.n_bytes:,} bytes)")
 
 
+def _card(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.cli.card import write_card
+
+    file = write_card(
+        arguments.model,
+        arguments.output,
+        env=arguments.env,
+        n_episodes=arguments.episodes,
+        seed=arguments.seed,
+        latency=arguments.latency,
+        licence=arguments.license,
+        algorithm=arguments.algo,
+        force=arguments.force,
+    )
+    print(f"written to {file}")
+
+
 def _tune(arguments: argparse.Namespace) -> None:
     from sb3_sparse.tuning.command import run
 
@@ -155,6 +172,19 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
     parser.add_argument("--force", action="store_true", help="replace what is there")
     parser.set_defaults(run=_export)
+
+
+def _add_card_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a model's zip, or a folder: the model saved in it last; rl-zoo3's files are found")
+    parser.add_argument("-o", "--output", metavar="FILE", help="README.md beside the model if left out")
+    parser.add_argument("--episodes", type=int, default=10, metavar="N", help="episodes to play, 0 for none")
+    parser.add_argument("--env", help="environment of the episodes; found in rl-zoo3's folder if left out")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes")
+    parser.add_argument("--latency", action="store_true", help="measure how long a decision takes, too")
+    parser.add_argument("--license", help="name of a licence as Hugging Face has them, for the header")
+    parser.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
+    parser.add_argument("--force", action="store_true", help="replace what is there")
+    parser.set_defaults(run=_card)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -194,6 +224,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_export_arguments(
         commands.add_parser("export", help="write a saved model down for a robot: packed, ONNX, C, Cortex-M")
     )
+    _add_card_arguments(commands.add_parser("card", help="write a Hugging Face model card: report, sizes, returns, latency"))
     tune = commands.add_parser(
         "tune", help="search for sparse configurations: return against size as a Pareto front, or how sparse it can be"
     )

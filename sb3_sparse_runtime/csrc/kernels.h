@@ -392,27 +392,37 @@ SB3S_TARGET static void sb3s_panels_f32(int n_panels, int n_windows, const uint8
 /* [section] panels_i16: avx512 */
 
 #ifdef SB3S_AVX512
-/* The same with integers of 16 bits in lanes of 32, whose upper half is zero in the weights: a product and its sum are exact. */
+/* The same with integers of 16 bits in lanes of 32, whose upper half is zero in the inputs: a product and its sum are exact. */
 SB3S_TARGET static void sb3s_panels_i16(int n_panels, int n_windows, const uint8_t *steps, const uint8_t *places,
                                         const int8_t *weights, const float *multipliers, const float *bias, const int32_t *x,
                                         float *y)
 {
     const __m512i lower = _mm512_set1_epi32(0xFFFF);
     for (; n_panels > 0; n_panels--, multipliers += 16, bias += 16, y += 16) {
-        __m512i sums = _mm512_setzero_si512();
+        __m512i even = _mm512_setzero_si512(), odd = _mm512_setzero_si512();
         int w;
         for (w = 0; w < n_windows; w++) {
-            const __m512i low = _mm512_loadu_si512((const void *)(x + 32 * w));
-            const __m512i high = _mm512_loadu_si512((const void *)(x + 32 * w + 16));
-            int n;
-            for (n = *steps++; n > 0; n--, places += 16, weights += 16) {
-                const __m512i place = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)places));
-                const __m512i weight = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)weights));
-                const __m512i input = _mm512_permutex2var_epi32(low, place, high);
-                sums = _mm512_add_epi32(sums, _mm512_madd_epi16(_mm512_and_si512(weight, lower), input));
+            const __m512i low = _mm512_and_si512(_mm512_loadu_si512((const void *)(x + 32 * w)), lower);
+            const __m512i high = _mm512_and_si512(_mm512_loadu_si512((const void *)(x + 32 * w + 16)), lower);
+            int n = *steps++;
+            for (; n >= 2; n -= 2, places += 32, weights += 32) {
+                const __m512i first = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)places));
+                const __m512i second = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(places + 16)));
+                const __m512i a = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)weights));
+                const __m512i b = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)(weights + 16)));
+                even = _mm512_add_epi32(even, _mm512_madd_epi16(a, _mm512_permutex2var_epi32(low, first, high)));
+                odd = _mm512_add_epi32(odd, _mm512_madd_epi16(b, _mm512_permutex2var_epi32(low, second, high)));
+            }
+            if (n > 0) {
+                const __m512i last = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)places));
+                const __m512i a = _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)weights));
+                even = _mm512_add_epi32(even, _mm512_madd_epi16(a, _mm512_permutex2var_epi32(low, last, high)));
+                places += 16;
+                weights += 16;
             }
         }
-        _mm512_storeu_ps(y, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), _mm512_loadu_ps(multipliers)),
+        even = _mm512_add_epi32(even, odd);
+        _mm512_storeu_ps(y, _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(even), _mm512_loadu_ps(multipliers)),
                                           _mm512_loadu_ps(bias)));
     }
 }

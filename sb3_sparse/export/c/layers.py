@@ -9,7 +9,7 @@ from sb3_sparse.export.c.kernels import Kernels
 from sb3_sparse.export.c.tables import Tables, literal
 from sb3_sparse_runtime.compiled import float_weight, taps
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.layouts import PANEL, Groups, Panels, cheapest, padded, tiles
+from sb3_sparse_runtime.layouts import PANEL, Groups, Panels, cheapest, padded, panels_are_cheaper, tiles
 from sb3_sparse_runtime.operations import Convolve, Layer, Linear, Quantize
 
 _AVX512 = "SB3S_AVX512"
@@ -161,8 +161,8 @@ class LayerWriter:
         fits = max(map(abs, self.graph.values[layer.inputs[0]].limits)) < 2**15
         is_sparse = not self.dense and 2 * np.count_nonzero(weight) < weight.size
         avx512 = None
-        if is_sparse and fits:
-            panels = Panels.of(weight)
+        if fits and panels_are_cheaper(weight, zeros=self.dense):
+            panels = Panels.of(weight, zeros=self.dense)
             arrays = (("steps", panels.steps), ("places", panels.places), ("panels", panels.weights))
             names = ", ".join(self._add(role, array, guard=_AVX512) for role, array in arrays)
             n_panels = -(-n_outputs // PANEL)
@@ -177,9 +177,13 @@ class LayerWriter:
             )
             joined = ", ".join(self._add(role, array) for role, array in tables)
             portable = f"{self.kernels.use('groups_i8')}({len(groups.lengths)}, {joined}, {factors}, {x}, {y});"
-            return either(avx512, portable)
-        arguments = f"({n_outputs}, {n_inputs}, {self._add('weights', weight)}, {factors}, {x}, {y});"
-        portable = self.kernels.use("dots_i8") + arguments
+            if avx512 is not None or not fits:
+                return either(avx512, portable)
+        # Rows as they are, also for AVX-512 alone
+        guard = _AVX512 if is_sparse and max(weight.shape) < 2**16 else None
+        arguments = f"({n_outputs}, {n_inputs}, {self._add('dense', weight, guard=guard)}, {factors}, {x}, {y});"
+        if guard is None:
+            portable = self.kernels.use("dots_i8") + arguments
         if fits and avx512 is None:
             avx512 = self.kernels.use("dots_i8_avx512") + arguments
         return either(avx512, portable)
