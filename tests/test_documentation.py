@@ -1,0 +1,120 @@
+"""Pages of the guide are run, and what runs them is right."""
+
+import pytest
+
+from tests.documentation import ROOT, Block, blocks_of, run_page
+from tests.export.cases import needs_all_tools
+
+#: Pages that are run, shortened in every test run and as they are written in the expensive ones.
+PAGES = ["docs/guide/export.md", "docs/guide/microcontrollers.md"]
+
+
+@needs_all_tools
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_does_what_it_says(page, tmp_path, monkeypatch):
+    ran = run_page(page, tmp_path, monkeypatch)
+    assert {block.language for block in ran} == {"python", "bash"}
+
+
+@pytest.mark.expensive
+@needs_all_tools
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_as_it_is_written(page, tmp_path, monkeypatch):
+    assert run_page(page, tmp_path, monkeypatch, full=True)
+
+
+PAGE = """
+# Title
+
+Some `code` in a line.
+
+```python
+x = 10_000
+open("made.txt", "w").write(str(x))
+```
+
+% test: skip, it needs a board
+```bash
+exit 3
+```
+
+* In a list:
+
+  % test: 10_000 -> 5
+  % test: made -> seen
+  ```python
+  y = x + 10_000
+  open("made.txt", "a").write(f" {y}")
+  ```
+
+% test: expensive
+```bash
+echo -n more >> made.txt
+```
+
+```bash
+cat made.txt > copy.txt
+```
+
+```yaml
+a: 1
+```
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    file = tmp_path / "page.md"
+    file.write_text(PAGE)
+    return file
+
+
+def test_blocks_by_hand(page):
+    found = blocks_of(page)
+    assert [block.language for block in found] == ["python", "bash", "python", "bash", "bash", "yaml"]
+    assert [block.line for block in found] == [7, 13, 20, 26, 30, 34]
+    assert found[1].skipped == "it needs a board"
+    assert found[2].code == 'y = x + 10_000\nopen("made.txt", "a").write(f" {y}")\n'
+    assert found[2].shortened().code == 'y = x + 5\nopen("seen.txt", "a").write(f" {y}")\n'
+    assert [block.expensive for block in found] == [False, False, False, True, False, False]
+
+
+def test_a_page_is_run_from_top_to_bottom_shortened_or_in_full(page, tmp_path, monkeypatch):
+    for full, made, seen in ((False, "10000", " 10005"), (True, "10000 20000more", None)):
+        folder = tmp_path / str(full)
+        folder.mkdir()
+        ran = run_page(page, folder, monkeypatch, full=full)
+        assert len(ran) == (4 if full else 3)
+        assert (folder / "copy.txt").read_text() == made
+        assert not full == (folder / "seen.txt").exists()
+        assert seen is None or (folder / "seen.txt").read_text() == seen
+
+
+def test_what_fails_is_named_with_its_place(page, tmp_path, monkeypatch):
+    page.write_text("\n```bash\necho before\nfalse | true\necho after\n```\n")
+    with pytest.raises(AssertionError, match=r"page.md:3: bash ended with 1:\n(?s:.*)before"):
+        run_page(page, tmp_path, monkeypatch)
+    page.write_text("\n\n```python\n1 / 0\n```\n")
+    with pytest.raises(ZeroDivisionError) as caught:
+        run_page(page, tmp_path, monkeypatch)
+    assert caught.traceback[-1].lineno + 1 == 4
+    page.write_text("```bash\nsb3-sparse report nothing.zip\n```\n")
+    with pytest.raises(SystemExit, match=r"there is no model at nothing.zip"):
+        run_page(page, tmp_path, monkeypatch)
+    with pytest.raises(AssertionError, match="there is no model at nothing.zip"):
+        run_page(page, tmp_path, monkeypatch, full=True)
+
+
+def test_marks_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"x.md:3: the mark 'slow' is unknown"):
+        blocks_of("x.md", "% test: slow\n```bash\nls\n```\n")
+    with pytest.raises(ValueError, match=r"x.md:3: 'a' is to be replaced, and is not there"):
+        Block("x.md", 3, "bash", "ls", ("a -> b",)).shortened()
+
+
+def test_every_mark_of_every_page_is_right():
+    pages = sorted(ROOT.glob("docs/**/*.md"))
+    assert pages
+    for page in pages:
+        for block in blocks_of(page):
+            block.shortened()
