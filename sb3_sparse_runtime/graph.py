@@ -75,8 +75,17 @@ class Graph:
     @property
     def chooser(self) -> ArgMax | None:
         """The operation that chooses among discrete actions, if they may be forbidden."""
-        last = next(operation for operation in self.operations if operation.output == self.outputs["action"])
+        last = self._last
         return last if isinstance(last, ArgMax) and last.maskable else None
+
+    @property
+    def _last(self) -> Operation:
+        return next(operation for operation in self.operations if operation.output == self.outputs["action"])
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the action consists of choices, which are integers."""
+        return isinstance(self._last, ArgMax)
 
     def evaluate(self, observations: Mapping[str, NDArray], action_masks: NDArray | None = None) -> dict[str, NDArray]:
         """

@@ -43,7 +43,7 @@ class Policy:
         dtype = np.dtype(self.action_space.dtype)
         if self.action_space.kind != "box":
             # As SB3: integers for choices, what torch rounds for bits
-            dtype = np.dtype(np.float32 if self.action_space.kind == "multi_binary" else np.int64)
+            dtype = np.dtype(np.int64 if self.graph.chooses else np.float32)
         self._dtype, self._action_shape = dtype, self.action_space.shape
         if dtype != (np.int64 if self._runner is not None and self._runner.is_discrete else np.float32):
             self._quick_shape = None

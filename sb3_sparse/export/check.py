@@ -163,7 +163,7 @@ class _Predictor:
             self.masks.append(action_masks)
         actions = self.decide(observations, action_masks)
         space = self.graph.action
-        dtype = np.int64 if space.sizes else actions.dtype
+        dtype = np.int64 if self.graph.chooses else actions.dtype
         return actions.astype(dtype).reshape(len(actions), *space.shape), state
 
 

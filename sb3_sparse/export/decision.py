@@ -184,11 +184,13 @@ class _Decision:
         if self.distribution:
             raise ValueError("`distribution` cannot be exported: only a Gaussian has mean and standard deviation")
         logits = self.writer.value(flow)
-        if self.action.kind == "multi_binary":
+        maskable = isinstance(policy, MaskableActorCriticPolicy)
+        if self.action.kind == "multi_binary" and not maskable:
             self.outputs["action"] = self.writer.add(Above, logits, threshold=bernoulli_threshold())
             return
-        maskable = isinstance(policy, MaskableActorCriticPolicy)
-        self.outputs["action"] = self.writer.add(ArgMax, logits, sizes=self.action.sizes, maskable=maskable)
+        # Bits that may be forbidden are choices between two
+        sizes = self.action.sizes or (2,) * self.action.size
+        self.outputs["action"] = self.writer.add(ArgMax, logits, sizes=sizes, maskable=maskable)
 
     @staticmethod
     def _check_distribution(use_sde: bool) -> None:

@@ -282,7 +282,7 @@ def to_onnx(graph: Graph, about: str, provenance: Mapping[str, Any]) -> bytes:
     for output in (output for output in OUTPUTS if output in graph.outputs):
         shape = writer.tensor("shape", np.array([-1, *graph.action.shape]))
         writer.node("Reshape", writer.names[graph.outputs[output]], shape, to=output)
-        is_choice = output == "action" and graph.action.sizes
+        is_choice = output == "action" and graph.chooses
         outputs.append(declare(output, np.int64 if is_choice else np.float32, graph.action.shape))
     made = helper.make_graph(writer.nodes, "policy", inputs, outputs, writer.initializers, about)
     model = helper.make_model(

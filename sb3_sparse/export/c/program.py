@@ -256,7 +256,9 @@ class Compiler:
         self.loop(size, f"if (!(({at})[i] >= 0.0f && ({at})[i] < 256.0f)) return 1;")
         integer = f"(int)({at})[i]"
         if not np.array_equal(pixels.ravel(), np.arange(256)):
-            integer = f"{self.tables.add(f'pixels_{name}', pixels.ravel().astype(np.int16))}[{integer}]"
+            # Of 16 bits they may reach beyond those of int16
+            dtype = np.int16 if np.abs(pixels).max() < 2**15 else np.int32
+            integer = f"{self.tables.add(f'pixels_{name}', pixels.ravel().astype(dtype))}[{integer}]"
         self.loop(size, f"({to})[i] = (sb3s_integer){integer};")
 
     def _quantize_normalized(self, normalize: Normalize, quantize: Quantize, at: str, to: str) -> None:
