@@ -28,6 +28,8 @@ apidoc_modules = [
     },
 ]
 html_theme = "sphinx_rtd_theme"
+html_static_path = ["_static"]
+html_css_files = ["sb3_sparse.css"]
 autodoc_default_options = {"ignore-module-all": True, "undoc-members": False}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
