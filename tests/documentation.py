@@ -6,8 +6,8 @@ a block (MyST leaves out lines that begin with ``%``) says what a test does othe
 
 * ``% test: skip, REASON``: it is not run.
 * ``% test: expensive``: it is run only when pages are run in full.
-* ``% test: OLD -> NEW``: so that a test takes seconds, OLD, which must stand in the block, is replaced, except in full. Several
-  such lines are several replacements.
+* ``% test: OLD -> NEW``: so that a test takes seconds, OLD, which must stand in the block, is replaced, except in full. There
+  may be several such lines.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pytest import MonkeyPatch
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
@@ -125,7 +125,7 @@ def _bash(block: Block, folder: Path) -> None:
 def run_page(
     page: str | Path,
     folder: Path,
-    monkeypatch: MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch,
     *,
     full: bool = False,
     edit: Callable[[str], str] = lambda code: code,
