@@ -2,10 +2,11 @@
 The code in a page of the documentation, run from top to bottom as a reader would.
 
 Blocks marked ``python`` share one namespace; blocks marked ``bash`` are run by bash, in the same folder. A comment right above
-a block (MyST leaves out lines that begin with ``%``) says what a test does otherwise:
+a block (MyST leaves out lines that begin with ``%``, Markdown what is in ``<!-- -->``) says what a test does otherwise:
 
 * ``% test: skip, REASON``: it is not run.
-* ``% test: expensive``: it is run only when pages are run in full.
+* ``% test: expensive``: it is run only when that is asked for, or pages are run in full.
+* ``% test: before, CODE``: a line that is run before it, for what a reader has already. There may be several.
 * ``% test: OLD -> NEW``: so that a test takes seconds, OLD, which must stand in the block, is replaced, except in full. There
   may be several such lines.
 """
@@ -25,7 +26,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
-_MARK = "% test: "
+_MARK = re.compile(r"(?:% test: (?P<myst>.*)|<!-- test: (?P<html>.*) -->)$")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,12 @@ class Block:
         """Whether it is run only in full."""
         return "expensive" in self.marks
 
+    @property
+    def before(self) -> str:
+        """What is run before it."""
+        lines = [mark.partition(",")[2].strip() for mark in self.marks if mark.startswith("before, ")]
+        return "".join(f"{line}\n" for line in lines)
+
     def shortened(self) -> Block:
         """
         Make of it what a test runs.
@@ -66,7 +73,7 @@ class Block:
         code = self.code
         for mark in self.marks:
             old, arrow, new = mark.partition(" -> ")
-            if not arrow:
+            if not arrow or mark.startswith(("skip, ", "before, ")):
                 continue
             if old not in code:
                 raise ValueError(f"{self.page}:{self.line}: {old!r} is to be replaced, and is not there")
@@ -88,11 +95,12 @@ def blocks_of(page: str | Path, text: str | None = None) -> list[Block]:
     for match in _FENCE.finditer(text):
         before = text[: match.start()].splitlines()
         marks: list[str] = []
-        while before and before[-1].strip().startswith(_MARK):
-            marks.insert(0, before.pop().strip().removeprefix(_MARK))
+        while before and (mark := _MARK.match(before[-1].strip())):
+            marks.insert(0, mark["myst"] or mark["html"])
+            before.pop()
         line = text.count("\n", 0, match.start("code")) + 1
         for mark in marks:
-            if mark != "expensive" and " -> " not in mark and not mark.startswith("skip, "):
+            if mark != "expensive" and " -> " not in mark and not mark.startswith(("skip, ", "before, ")):
                 raise ValueError(f"{page}:{line}: the mark {mark!r} is unknown")
         code = "".join(part.removeprefix(match["indent"]) for part in match["code"].splitlines(keepends=True))
         found.append(Block(str(page), line, match["language"], code, tuple(marks)))
@@ -114,7 +122,8 @@ def _commands(code: str) -> list[list[str]] | None:
 
 
 def _bash(block: Block, folder: Path) -> None:
-    environment = dict(os.environ, PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", OMP_NUM_THREADS="1")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = dict(os.environ, SB3_SPARSE_ROOT=str(ROOT), PATH=path, OMP_NUM_THREADS="1")
     command = ["bash", "-euo", "pipefail", "-c", block.code]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -128,6 +137,7 @@ def run_page(
     monkeypatch: pytest.MonkeyPatch,
     *,
     full: bool = False,
+    expensive: bool = False,
     edit: Callable[[str], str] = lambda code: code,
 ) -> list[Block]:
     """
@@ -138,6 +148,7 @@ def run_page(
     :param monkeypatch: The test's own, for the working directory.
     :param full: Whether to run it as it is written, every command in a process of its own; otherwise shortened, with the
         commands of this package in this process where nothing forbids it, which spares the imports.
+    :param expensive: Whether to run blocks that are expensive too, shortened.
     :param edit: What else to do to code before it is run.
     :return: What was run.
     :raises AssertionError: If a command fails, with its place and what it said.
@@ -148,10 +159,16 @@ def run_page(
     namespace: dict[str, object] = {"__name__": "__main__"}
     ran = []
     for block in blocks_of(page):
-        if block.language not in ("python", "bash") or block.skipped is not None or (block.expensive and not full):
+        if (
+            block.language not in ("python", "bash")
+            or block.skipped is not None
+            or (block.expensive and not (full or expensive))
+        ):
             continue
         block = block if full else block.shortened()
         block = replace(block, code=edit(block.code))
+        if block.before:
+            exec(block.before, namespace) if block.language == "python" else _bash(replace(block, code=block.before), folder)
         if block.language == "python":
             # Lines as in the page, for tracebacks
             exec(compile("\n" * (block.line - 1) + block.code, str(ROOT / page), "exec"), namespace)
