@@ -1,4 +1,4 @@
-"""Every block of code on every page of the documentation is run: python at each test run, what takes minutes when asked for."""
+"""Every block of code on every page is run: python at each test run, what takes minutes when asked for."""
 
 import pytest
 
