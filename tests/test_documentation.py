@@ -11,7 +11,7 @@ TOOLS = [name for name in ("gcc", "cmake") if shutil.which(name) is None]
 needs_all_tools = pytest.mark.skipif(bool(TOOLS or missing_tools()), reason=f"{TOOLS or missing_tools()} not found")
 
 #: Pages that are run, shortened in every test run and as they are written in the expensive ones.
-PAGES: list[str] = []
+PAGES = ["docs/guide/export.md", "docs/guide/microcontrollers.md"]
 
 
 @needs_all_tools
