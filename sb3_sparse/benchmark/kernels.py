@@ -78,13 +78,13 @@ def measure(width: int, density: float, pattern_name: str, batch: int) -> dict[s
     threads = th.get_num_threads()
 
     def forward(record: bool) -> object:
-        return native.module.forward([network], x.data_ptr(), batch, width, 1, [y.data_ptr()], threads, record)[0]
+        return native.module.forward(network, x.data_ptr(), batch, width, 1, y.data_ptr(), threads, record)[0]
 
     tape = forward(True)
 
     def backward(with_weights: bool, to: int) -> object:
-        gradients = [(dy.data_ptr(), width, 1)]
-        return native.module.backward(tape, gradients, [with_weights], [False], to, threads)
+        deltas = native.module.backward(tape, dy.data_ptr(), width, 1, to, threads)
+        return deltas.weight_gradient(False, threads) if with_weights else None
 
     rest = _seconds(lambda: backward(False, 0))
     seconds = {

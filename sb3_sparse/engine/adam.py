@@ -1,11 +1,12 @@
 """
-Adam over survivors: torch's Adam, value by value the same on the weights that exist, and not a thought for the others, whose
-gradient and moments are zero.
+Adam over surviving weights: bit for bit torch's Adam on the weights that exist. All others are left out: their gradients and
+moments are zero.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -14,8 +15,9 @@ import torch as th
 from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
+from sb3_sparse.engine.gradients import addresses_of
 from sb3_sparse.engine.sequence import SparseSequential
-from sb3_sparse.engine.survivors import Mirror, addresses_of, can_mirror
+from sb3_sparse.engine.survivors import Survivors, _use_count, can_read
 from sb3_sparse.nn.layers import SparseLayer
 
 
@@ -24,19 +26,38 @@ def _unhooked(step: Any) -> Any:
     return step.__wrapped__ if getattr(step, "hooked", False) else step
 
 
-class Loose:
-    """Layers that are in no sequence: Adam goes over their survivors too, though torch multiplies."""
+def _is_alone(state: dict[str, Any], parameter: th.Tensor) -> bool:
+    """Whether nobody but an optimizer holds the moments of a parameter, and the kernels can read them."""
+    if sys.getrefcount(state) > 4:  # the optimizer's dict, the caller, this function, and the call
+        return False
+    for key in ("exp_avg", "exp_avg_sq"):
+        moment = state[key]
+        if sys.getrefcount(moment) > 3 or _use_count is None or _use_count(moment.untyped_storage()._cdata) > 2:
+            return False
+        if moment.dtype != parameter.dtype or not moment.is_cpu or not moment.is_contiguous() or moment.is_inference():
+            return False
+        if not moment.untyped_storage().resizable():  # an array of it may be there
+            return False
+    return True
+
+
+class SeparateLayers:
+    """
+    Layers that are in no sequence: Adam goes over their survivors too, though torch multiplies.
+
+    :param layers: The layers.
+    """
 
     def __init__(self, layers: list[SparseLayer]) -> None:
         self.layers = layers
-        self.mirror: Mirror | None = None
+        self._survivors: Survivors | None = None
 
-    def present_mirror(self) -> Mirror | None:
-        """The mirror of the present masks and memory, None where the kernels cannot read it."""
-        if self.mirror is None or not self.mirror.fits():
-            readable = can_mirror(self.layers, self.layers[0].weight.dtype)
-            self.mirror = Mirror(self.layers, [0] * len(self.layers)) if readable else None
-        return self.mirror
+    def present_survivors(self) -> Survivors | None:
+        """The survivors of the present masks and memory, None where the kernels cannot read it."""
+        if self._survivors is None or not self._survivors.fits():
+            readable = can_read(self.layers, self.layers[0].weight.dtype)
+            self._survivors = Survivors(self.layers, [0] * len(self.layers)) if readable else None
+        return self._survivors
 
 
 class SurvivorAdam(Adam):
@@ -49,13 +70,13 @@ class SurvivorAdam(Adam):
     #: The stock class whose values it computes.
     stands_for = Adam
     #: What it goes over: sequences that run natively, and the other sparse layers.
-    parts: Sequence[SparseSequential | Loose] = ()
+    parts: Sequence[SparseSequential | SeparateLayers] = ()
     #: Whether the last step left everything zero that is pruned: it went over survivors alone, and so did all before.
     over_survivors: bool = False
-    #: Mirrors that hold moments now, with the number of steps they have made.
-    _held: dict[Mirror, int]
-    #: Mirrors, number of parameters, and those of them that are in no mirror: as they were at the last step.
-    _rest: tuple[list[Mirror], int, list[th.Tensor]] = ([], -1, [])
+    #: Survivors whose moments are held now, with the number of steps they have made.
+    _held: dict[Survivors, int]
+    #: Survivors, number of parameters, and those of them that are no survivors': as they were at the last step.
+    _rest: tuple[list[Survivors], int, list[th.Tensor]] = ([], -1, [])
 
     @staticmethod
     def adopt(optimizer: Optimizer, sequences: Sequence[SparseSequential], layers: Sequence[SparseLayer] = ()) -> None:
@@ -69,8 +90,8 @@ class SurvivorAdam(Adam):
         if isinstance(optimizer, SurvivorAdam):
             optimizer.release()
             in_sequences = {layer for sequence in sequences for layer in sequence.layers}
-            loose = [layer for layer in layers if layer not in in_sequences]
-            optimizer.parts = [*sequences, *([Loose(loose)] if loose else [])]
+            separate = [layer for layer in layers if layer not in in_sequences]
+            optimizer.parts = [*sequences, *([SeparateLayers(separate)] if separate else [])]
             optimizer.over_survivors, optimizer._rest = False, SurvivorAdam._rest
 
     # --- State ---
@@ -85,48 +106,57 @@ class SurvivorAdam(Adam):
         self.__dict__["state"] = value
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # What is loaded takes the place of what mirrors hold
+        # What is loaded takes the place of what the survivors hold
         self.__dict__["_held"] = {}
         super().__setstate__(state)
 
     def release(self) -> None:
-        """Put the moments that mirrors hold into the dense state."""
+        """Put the moments that the survivors hold into the dense state."""
         self._release(list(self.__dict__.setdefault("_held", {})))
 
-    def _release(self, mirrors: list[Mirror]) -> None:
+    def _release(self, parts: list[Survivors]) -> None:
         held, state = self.__dict__["_held"], self.__dict__["state"]
-        for mirror in mirrors:
-            n_steps = held.pop(mirror)
-            for second, key in enumerate(("exp_avg", "exp_avg_sq")):
-                moments = [state[parameter][key] for parameter in mirror.parameters]
-                mirror.network.scatter_moments(bool(second), addresses_of(moments))
-            for parameter in mirror.parameters:
-                state[parameter]["step"].fill_(n_steps)
+        for survivors in parts:
+            n_steps = held.pop(survivors)
+            with survivors.lock, th.inference_mode(False), th.no_grad():
+                for second, key in enumerate(("exp_avg", "exp_avg_sq")):
+                    moments = [state[parameter][key] for parameter in survivors.parameters]
+                    survivors.network.scatter_moments(bool(second), addresses_of(moments))
+                for parameter in survivors.parameters:
+                    state[parameter]["step"].fill_(n_steps)
 
-    def _hold(self, mirror: Mirror) -> int | None:
+    def _hold(self, survivors: Survivors) -> int | None:
         """
-        Let a mirror hold the moments of its parameters.
+        Let survivors hold the moments of their parameters.
 
-        :return: Steps made so far, None if the parameters differ in that or the mirror cannot read their moments.
+        :return: Steps made so far, None if the parameters differ in that, the kernels cannot read their moments, or somebody
+            else would not see what becomes of them.
         """
         state = self.__dict__["state"]
-        for parameter in mirror.parameters:
-            if not state[parameter]:
-                state[parameter]["step"] = th.tensor(0.0)
-                state[parameter]["exp_avg"] = th.zeros_like(parameter, memory_format=th.preserve_format)
-                state[parameter]["exp_avg_sq"] = th.zeros_like(parameter, memory_format=th.preserve_format)
-        counts = {float(state[parameter]["step"]) for parameter in mirror.parameters}
-        moments = {key: [state[parameter][key] for parameter in mirror.parameters] for key in ("exp_avg", "exp_avg_sq")}
-        if len(counts) > 1 or not all(moment.is_contiguous() and moment.is_cpu for moment in chain(*moments.values())):
+        if sys.getrefcount(state) > 3:  # here, in this object, and in the call
             return None
-        for second, own in enumerate(moments.values()):
-            mirror.network.gather_moments(bool(second), addresses_of(own))
+        for parameter in survivors.parameters:
+            own = state[parameter]
+            if not own:
+                own["step"] = th.tensor(0.0)
+                own["exp_avg"] = th.zeros_like(parameter, memory_format=th.preserve_format, requires_grad=False)
+                own["exp_avg_sq"] = th.zeros_like(parameter, memory_format=th.preserve_format, requires_grad=False)
+            elif not _is_alone(own, parameter):
+                return None
+        counts = {float(state[parameter]["step"]) for parameter in survivors.parameters}
+        if len(counts) > 1:
+            return None
+        for second, key in enumerate(("exp_avg", "exp_avg_sq")):
+            moments = [state[parameter][key] for parameter in survivors.parameters]
+            survivors.network.gather_moments(bool(second), addresses_of(moments))
         return int(counts.pop())
 
     # --- Steps ---
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """
+        Clear the gradients of all parameters.
+
         :param set_to_none: As in ``torch.optim.Optimizer.zero_grad``.
         """
         if not set_to_none:
@@ -150,57 +180,59 @@ class SurvivorAdam(Adam):
 
     def _step(self, closure: Any = None) -> Any:
         options = self._options()
-        done: list[Mirror] = []
+        done: list[Survivors] = []
         self.over_survivors = False
         if closure is None and options is not None:
             for part in self.parts:
-                mirror = part.present_mirror()
-                if mirror is not None and self._step_mirror(mirror, options):
-                    done.append(mirror)
+                survivors = part.present_survivors()
+                if survivors is not None and self._step_survivors(survivors, options):
+                    done.append(survivors)
         if not done:
             self.release()
             self._rest = SurvivorAdam._rest
             return _unhooked(Adam.step)(self, closure)
-        self.over_survivors = len(done) == len(self.parts) and not any(mirror.foreign for mirror in done)
+        self.over_survivors = len(done) == len(self.parts) and all(all(survivors.clean) for survivors in done)
         parameters = self.param_groups[0]["params"]
-        mirrors, n_parameters, rest = self._rest
-        if mirrors != done or n_parameters != len(parameters):
-            handled = {parameter for mirror in done for parameter in mirror.parameters}
+        known, n_parameters, rest = self._rest
+        if known != done or n_parameters != len(parameters):
+            handled = {parameter for survivors in done for parameter in survivors.parameters}
             rest = [parameter for parameter in parameters if parameter not in handled]
             self._rest = done, len(parameters), rest
         if any(parameter.grad is not None for parameter in rest):
-            self._release([mirror for mirror in self.__dict__["_held"] if mirror not in done])
+            self._release([survivors for survivors in self.__dict__["_held"] if survivors not in done])
             self._step_rest(rest)
         return None
 
     def projected(self) -> None:
         """Be told that all weights were multiplied by their masks after the last step."""
-        for mirror in self._rest[0]:
-            mirror.projected()
+        for survivors in self._rest[0]:
+            survivors.projected()
 
-    def _step_mirror(self, mirror: Mirror, options: dict[str, Any]) -> bool:
-        if not mirror.collect_gradients():
-            return False
-        mirror.follow()
-        n_steps = self.__dict__["_held"].get(mirror)
-        if n_steps is None:
-            self._release([other for other in self.__dict__["_held"] if not other.fits()])
-            n_steps = self._hold(mirror)
-        if n_steps is None:
-            return False
-        n_steps += 1
-        beta1, beta2 = options["betas"]
-        bias_correction1, bias_correction2 = 1 - beta1**n_steps, 1 - beta2**n_steps
-        mirror.network.adam_moments(beta1, beta2, options["weight_decay"])
-        th.sqrt(mirror.square, out=mirror.root)
-        mirror.network.adam_values(options["lr"] / bias_correction1, math.sqrt(bias_correction2), options["eps"])
-        mirror.network.scatter_values()
-        mirror.wrote_values()
-        self.__dict__["_held"][mirror] = n_steps
+    def _step_survivors(self, survivors: Survivors, options: dict[str, Any]) -> bool:
+        with survivors.lock:
+            if not survivors.gradients.collect():
+                return False
+            survivors.follow()
+            n_steps = self.__dict__["_held"].get(survivors)
+            if n_steps is None:
+                self._release([other for other in self.__dict__["_held"] if not other.fits()])
+                n_steps = self._hold(survivors)
+            if n_steps is None:
+                return False
+            n_steps += 1
+            beta1, beta2 = options["betas"]
+            bias_correction1, bias_correction2 = 1 - beta1**n_steps, 1 - beta2**n_steps
+            network = survivors.network
+            network.adam_moments(beta1, beta2, options["weight_decay"])
+            th.sqrt(survivors.square, out=survivors.root)
+            network.adam_values(options["lr"] / bias_correction1, math.sqrt(bias_correction2), options["eps"])
+            network.scatter_values()
+            survivors.wrote_values()
+            self.__dict__["_held"][survivors] = n_steps
         return True
 
     def _step_rest(self, rest: list[th.Tensor]) -> None:
-        """Torch's own step for parameters that are in no mirror, or have no gradient in one of a mirror's."""
+        """Torch's own step for all other parameters."""
         groups, state = self.param_groups, self.__dict__["state"]
         plain = object.__new__(Adam)
         plain.__dict__.update({**self.__dict__, "state": state, "param_groups": [{**groups[0], "params": rest}]})

@@ -119,11 +119,10 @@ def _measure(sequence: SparseSequential, n_samples: int) -> float:
             th.autograd.grad(output, parameters, dy)
 
     def kernels() -> None:
-        arguments = (x.data_ptr(), n_samples, x.stride(0), x.stride(1), [y.data_ptr()], th.get_num_threads(), trains)
-        tape, _ = native.module.forward([network], *arguments)
+        n_threads = th.get_num_threads()
+        tape, _ = native.module.forward(network, x.data_ptr(), n_samples, *x.stride(), y.data_ptr(), n_threads, trains)
         if trains:
-            gradients = [(dy.data_ptr(), dy.stride(0), dy.stride(1))]
-            native.module.backward(tape, gradients, [True], [False], 0, th.get_num_threads())
+            native.module.backward(tape, dy.data_ptr(), *dy.stride(), 0, n_threads).weight_gradient(False, n_threads)
 
     def best(variant: Callable[[], None], so_far: float) -> float:
         start = time.perf_counter()

@@ -34,9 +34,6 @@ class _MaskGradient:
         waits = getattr(weight, "gradient_waits", None)  # a weight of the native engine's
         if layer is None or (waits is not None and waits()) or weight.grad is None:
             return
-        known = layer.survivor_gradient
-        if known is not None and weight.grad is known[0] and weight.grad._version == known[1]:
-            return
         if layer.wants_dense_gradient:
             # Overwritten, never summed: the actor's loss comes by the critic's weights too, before the critic's own
             layer.dense_gradient = weight.grad.detach().clone()
@@ -79,8 +76,6 @@ class SparseLayer(nn.Module):
     bias: nn.Parameter | None
     weight_mask: th.Tensor
     mask_values: th.Tensor | None
-    #: A gradient that was last written to at survivors alone, with its version then.
-    survivor_gradient: tuple[th.Tensor, int] | None = None
     #: Counts the masks the layer has had.
     mask_version: int = 0
     #: Set in a layer of a target network that keeps its own largest weights instead of following the online mask.
@@ -222,7 +217,7 @@ class SparseLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has a weight of its own, and torch copies no hooks; nobody has asked the copy for gradients
-        state = {**self.__dict__, "wants_dense_gradient": False, "dense_gradient": None, "survivor_gradient": None}
+        state = {**self.__dict__, "wants_dense_gradient": False, "dense_gradient": None}
         state.pop("_hooked_weight", None)
         state.pop("keeper", None)
         return state

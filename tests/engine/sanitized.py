@@ -35,22 +35,24 @@ def one(native: Any, rng: np.random.Generator, kind: str, dtype: type) -> None:
     networks = [getattr(native, kind)(shapes, dense) for _ in range(2)]
     for network in networks:
         for layer in range(n_layers):
-            network.gather_weight(layer)
+            assert network.gather_weight(layer)
     n_threads = int(rng.integers(1, 5))
     x = rng.normal(size=(n_samples, widths[0])).astype(dtype)
-    y = [np.empty((n_samples, widths[-1]), dtype) for _ in networks]
+    y, again = np.empty((2, n_samples, widths[-1]), dtype)
     strides = [stride // x.itemsize for stride in x.strides]
-    tape, finite = native.forward(networks, address(x), n_samples, *strides, [address(out) for out in y], n_threads, True)
+    tape, finite = native.forward(networks[0], address(x), n_samples, *strides, address(y), n_threads, True)
     assert finite
-    again = np.empty_like(y[0])
-    assert native.forward(networks[:1], address(x), n_samples, *strides, [address(again)], 1, False) == (None, True)
-    assert np.array_equal(again, y[0])
-    assert np.array_equal(y[0], y[1])
-    dy, dx = rng.normal(size=y[0].shape).astype(dtype), np.empty_like(x)
-    gradients = [(address(dy), widths[-1], 1)] * 2
+    assert native.forward(networks[1], address(x), n_samples, *strides, address(again), 1, False) == (None, True)
+    assert np.array_equal(again, y)
+    for layer, width in enumerate(widths[1:]):
+        output = np.empty((n_samples, width), dtype)
+        tape.output(layer, address(output))
+    assert np.array_equal(output, y)
+    dy, dx = rng.normal(size=y.shape).astype(dtype), np.empty_like(x)
     for accumulate in (False, True):
-        native.backward(tape, gradients, [True, bool(rng.integers(2))], [accumulate] * 2, address(dx), n_threads)
-    del tape
+        deltas = native.backward(tape, address(dy), widths[-1], 1, address(dx), n_threads)
+        deltas.weight_gradient(accumulate, n_threads)
+    del tape, deltas
     parameters = [array for pair in zip(weights, biases, strict=True) for array in pair if array is not None]
     arrays = [np.zeros_like(parameter) for parameter in parameters]
     networks[0].scatter_gradients([address(array) for array in arrays])

@@ -161,5 +161,5 @@ def test_native_actors_and_critics_are_used(monkeypatch):
     model.learn(24)
     counts.update(forward=0, backward=0)
     model.train(gradient_steps=2, batch_size=8)
-    # Twice: target actor, twin targets, twin critics; once: actor and one critic
-    assert counts == {"forward": 8, "backward": 4}
+    # Twice: target actor, two targets, two critics; once: actor and one critic
+    assert counts == {"forward": 12, "backward": 6}

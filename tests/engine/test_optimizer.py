@@ -47,7 +47,7 @@ def same_moments(first, second, pairs):
 @settings(max_examples=40)
 def test_adam_is_torchs(shape, options, looks):
     own = make_sequence(shape)
-    own(make_input(shape))  # there is a mirror from the first step on
+    own(make_input(shape))  # there are survivors from the first step on
     other = copy.deepcopy(own)
     optimizers = [Adam(own.parameters(), **options), Adam(other.parameters(), **options)]
     SurvivorAdam.adopt(optimizers[0], [own])
@@ -222,7 +222,7 @@ def test_polyak_is_torchs(shape, tau):
     for sequence in (online, target):
         sequence(x)
     scaled = []
-    networks = [layer.weight.mirror.network for layer in target.layers]
+    networks = [layer.weight.survivors.network for layer in target.layers]
     for _ in range(3):
         polyak_update(online.parameters(), target.parameters(), tau)
         with th.no_grad():
@@ -232,8 +232,8 @@ def test_polyak_is_torchs(shape, tau):
         scaled.append(same(target, plain[1]))
         th.testing.assert_close(target(x), dense(target, x), rtol=1e-4, atol=1e-5)
     assert scaled == [True] * 3
-    assert networks == [layer.weight.mirror.network for layer in target.layers]
-    assert not any(layer.weight.exposed for sequence in (online, target) for layer in sequence.layers)
+    assert networks == [layer.weight.survivors.network for layer in target.layers]
+    assert all(layer.weight.is_current() for sequence in (online, target) for layer in sequence.layers)
 
 
 def test_polyak_between_different_masks():
@@ -371,12 +371,12 @@ def test_gradients_that_nobody_asks_for_stay_with_the_survivors():
     sequence = make_sequence(MLP)
     optimizer = Adam(sequence.parameters())
     SurvivorAdam.adopt(optimizer, [sequence])
-    mirror = sequence.mirror()
+    gradients = sequence.survivors().gradients
     for _ in range(2):
         optimizer.zero_grad()
-        assert not mirror.unseen
+        assert not gradients.waiting
         sequence(make_input(MLP)).mean().backward()
         optimizer.step()
-        assert mirror.unseen
+        assert gradients.waiting
     assert sequence.layers[0].weight.grad.any()
-    assert not mirror.unseen
+    assert not gradients.waiting

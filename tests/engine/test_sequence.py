@@ -12,20 +12,18 @@ from torch import nn
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.adam import SurvivorAdam
-from sb3_sparse.engine.sequence import Ensemble, run_native
 from tests.engine.networks import MLP, Shape, dense, make_input, make_sequence, needs_kernels, shapes
 
 pytestmark = needs_kernels
 
 
 def gradients(sequence, output, x, *, seed=0):
-    """Gradients of everything, each masked as the layers' own hooks mask it."""
+    """Gradients of everything after a backward pass."""
     dy = th.randn(output.shape, generator=th.Generator().manual_seed(seed), dtype=output.dtype)
-    found = th.autograd.grad(output, [x, *sequence.parameters()], dy)
-    masks = [None]
-    for layer in sequence.layers:
-        masks += [layer.weight_mask] + [None] * (layer.bias is not None)
-    return [value if mask is None else value * mask for value, mask in zip(found, masks, strict=True)]
+    for tensor in (x, *sequence.parameters()):
+        tensor.grad = None
+    output.backward(dy)
+    return [tensor.grad.clone() for tensor in (x, *sequence.parameters())]
 
 
 def runs(monkeypatch):
@@ -180,19 +178,6 @@ def test_frozen_parameters():
     th.testing.assert_close(sequence[2].weight.grad, expected[1] * sequence[2].weight_mask, rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_for_inputs(monkeypatch):
-    sequence = make_sequence(MLP)
-    sequence.frozen_for_inputs = True
-    x = make_input(MLP)
-    sequence(x).sum().backward()
-    assert sequence[0].weight.grad is not None
-    sequence.zero_grad()
-    x.requires_grad_()
-    sequence(x).sum().backward()
-    assert all(parameter.grad is None for parameter in sequence.parameters())
-    th.testing.assert_close(x.grad, th.autograd.grad(dense(sequence, x).sum(), x)[0], rtol=1e-4, atol=1e-5)
-
-
 def test_hooks_are_called(monkeypatch):
     counts = runs(monkeypatch)
     sequence = make_sequence(MLP)
@@ -328,37 +313,6 @@ def test_weights_written_to_between_the_passes_are_refused(native_way):
     with th.no_grad():
         sequence[0].weight.mul_(2)
     loss.backward()
-
-
-def test_ensemble(monkeypatch):
-    counts = runs(monkeypatch)
-    sequences = [make_sequence(MLP), make_sequence(Shape(**{**MLP.__dict__, "seed": 8}))]
-    ensemble = Ensemble(sequences)
-    x = make_input(MLP).requires_grad_()
-    outputs = tuple(sequence(x) for sequence in ensemble)
-    assert counts["forward"] == 1
-    sum(output.sum() for output in outputs).backward()
-    assert counts["backward"] == 1
-    expected = [dense(sequence, x) for sequence in sequences]
-    for output, other in zip(outputs, expected, strict=True):
-        th.testing.assert_close(output, other, rtol=1e-4, atol=1e-5)
-    th.testing.assert_close(x.grad, th.autograd.grad(sum(other.sum() for other in expected), x)[0], rtol=1e-4, atol=1e-5)
-    # One alone, another input for each, and an input that changes hands
-    assert th.equal(ensemble[0](x), outputs[0])
-    assert counts["forward"] == 2
-    for scale, sequence in enumerate(ensemble, start=1):
-        th.testing.assert_close(sequence(scale * x), dense(sequence, scale * x), rtol=1e-4, atol=1e-5)
-    assert [sequence.ensemble for sequence in sequences] == [None, None]
-    assert list(copy.deepcopy(ensemble)[0].state_dict()) == list(sequences[0].state_dict())
-
-
-def test_only_one_output_is_used():
-    sequences = [make_sequence(MLP), make_sequence(MLP)]
-    x = make_input(MLP).requires_grad_()
-    outputs = run_native(sequences, [sequence.mirror() for sequence in sequences], x)
-    outputs[1].sum().backward()
-    th.testing.assert_close(x.grad, th.autograd.grad(dense(sequences[1], x).sum(), x)[0], rtol=1e-4, atol=1e-5)
-    assert not any(parameter.grad.any() for parameter in sequences[0].parameters() if parameter.grad is not None)
 
 
 def test_sequences_that_cannot_run_natively_stay_as_they_are():

@@ -19,14 +19,14 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// A network and the dense tensors it mirrors
+// A network and the dense tensors that its values are read from and written to
 template <class T>
-struct Mirror {
+struct TensorNetwork {
     std::shared_ptr<Network<T>> network;
     std::vector<T*> weights, biases;
 
     // shapes: (address of the mask, outputs, inputs, activation); dense: addresses of weight and bias, 0 for no bias
-    Mirror(const std::vector<std::tuple<Address, int, int, int>>& shapes, const std::vector<std::pair<Address, Address>>& dense) {
+    TensorNetwork(const std::vector<std::tuple<Address, int, int, int>>& shapes, const std::vector<std::pair<Address, Address>>& dense) {
         if (shapes.empty() || shapes.size() != dense.size()) throw py::value_error("as many dense tensors as layers are needed");
         std::vector<LayerShape> layers;
         for (size_t l = 0; l < shapes.size(); ++l) {
@@ -69,9 +69,18 @@ struct Mirror {
     void scatter_all(const std::vector<T>& from, const std::vector<Address>& to) const {
         each(to, [&](size_t l, T* weight, T* bias) { scatter(l, from, weight, bias); });
     }
-    void gather_weight(size_t l) {
-        gather(l, weights.at(l), nullptr, network->values);
+    // Whether every other weight of the layer is zero
+    bool gather_weight(size_t l) {
+        const Layer<T>& layer = network->layers().at(l);
+        const T* weight = weights[l];
+        gather(l, weight, nullptr, network->values);
         network->touch();
+        size_t there = 0, among_survivors = 0;
+        const size_t size = size_t(layer.n_outputs) * layer.n_inputs;
+        for (size_t i = 0; i < size; ++i) there += weight[i] != T(0);
+        const T* values = network->values.data() + layer.values;
+        for (size_t i = 0; i < layer.n_values(); ++i) among_survivors += values[i] != T(0);
+        return there == among_survivors;
     }
     void gather_biases() {
         for (size_t l = 0; l < biases.size(); ++l) gather(l, nullptr, biases[l], network->values);
@@ -95,48 +104,44 @@ struct Mirror {
     }
 };
 
-template <class T>
-void check_batch(const std::vector<Mirror<T>*>& mirrors, const std::vector<Address>& addresses, int n_samples) {
-    if (mirrors.empty() || addresses.size() != mirrors.size() || n_samples < 1)
-        throw py::value_error("networks, one address for each, and at least one sample are needed");
-}
-
 // The tape, if there is to be one, and whether all inputs and outputs are finite
 template <class T>
-std::pair<std::shared_ptr<Tape<T>>, bool> forward(const std::vector<Mirror<T>*>& mirrors, Address x, int n_samples, ptrdiff_t row_stride,
-                                 ptrdiff_t column_stride, const std::vector<Address>& y, int n_threads, bool record) {
-    check_batch(mirrors, y, n_samples);
+std::pair<std::shared_ptr<Tape<T>>, bool> forward(TensorNetwork<T>& network, Address x, int n_samples, ptrdiff_t row_stride,
+                                                  ptrdiff_t column_stride, Address y, int n_threads, bool record) {
+    if (n_samples < 1) throw py::value_error("at least one sample is needed");
     py::gil_scoped_release release;
-    std::vector<std::shared_ptr<Network<T>>> networks;
-    std::vector<Matrix<T>> outputs;
-    for (size_t n = 0; n < mirrors.size(); ++n) {
-        mirrors[n]->gather_biases();
-        networks.push_back(mirrors[n]->network);
-        outputs.push_back({at<T>(y[n]), networks[n]->layers().back().n_outputs, 1});
-    }
+    network.gather_biases();
     auto tape = record ? std::make_shared<Tape<T>>() : nullptr;
-    const bool finite =
-        run_forward<T>(networks, {at<const T>(x), row_stride, column_stride}, n_samples, outputs, n_threads, tape.get());
+    const bool finite = run_forward<T>(network.network, {at<const T>(x), row_stride, column_stride}, n_samples,
+                                       {at<T>(y), network.network->layers().back().n_outputs, 1}, n_threads, tape.get());
     return {tape, finite};
 }
 
-// dy: (address, row stride, column stride) for every network. dx: address of a row-major [n_samples, inputs], or 0
+// dx: address of a row-major [n_samples, inputs], or 0
 template <class T>
-void backward(const Tape<T>& tape, const std::vector<std::tuple<Address, ptrdiff_t, ptrdiff_t>>& dy, const std::vector<bool>& wanted,
-              const std::vector<bool>& accumulate, Address dx, int n_threads) {
-    if (dy.size() != tape.networks.size() || wanted.size() != dy.size() || accumulate.size() != dy.size())
-        throw py::value_error("one entry for each network is needed");
+std::shared_ptr<Deltas<T>> backward(const std::shared_ptr<Tape<T>>& tape, Address dy, ptrdiff_t row_stride, ptrdiff_t column_stride,
+                                    Address dx, int n_threads) {
     py::gil_scoped_release release;
-    std::vector<Matrix<const T>> outputs;
-    for (const auto& [address, row_stride, column_stride] : dy) outputs.push_back({at<const T>(address), row_stride, column_stride});
-    run_backward<T>(tape, outputs, wanted, accumulate, {at<T>(dx), tape.networks[0]->layers()[0].n_inputs, 1}, n_threads);
+    auto deltas = std::make_shared<Deltas<T>>();
+    deltas->tape = tape;
+    run_backward<T>(deltas.get(), {at<const T>(dy), row_stride, column_stride}, {at<T>(dx), tape->network->layers()[0].n_inputs, 1},
+                    n_threads);
+    return deltas;
 }
 
 template <class T>
 void bind(py::module_& module, const std::string& suffix) {
-    using M = Mirror<T>;
+    using M = TensorNetwork<T>;
     using NoGil = py::call_guard<py::gil_scoped_release>;
-    py::class_<Tape<T>, std::shared_ptr<Tape<T>>>(module, ("Tape" + suffix).c_str());
+    py::class_<Tape<T>, std::shared_ptr<Tape<T>>>(module, ("Tape" + suffix).c_str())
+        // address of a row-major [n_samples, outputs of the layer]
+        .def("output", [](const Tape<T>& tape, size_t layer, Address to) {
+            read_output<T>(tape, layer, {at<T>(to), tape.network->layers().at(layer).n_outputs, 1});
+        }, NoGil());
+    py::class_<Deltas<T>, std::shared_ptr<Deltas<T>>>(module, ("Deltas" + suffix).c_str())
+        .def("weight_gradient", [](const Deltas<T>& deltas, bool accumulate, int n_threads) {
+            weight_gradient<T>(deltas, accumulate, n_threads);
+        }, NoGil());
     py::class_<M>(module, ("Network" + suffix).c_str())
         .def(py::init<const std::vector<std::tuple<Address, int, int, int>>&, const std::vector<std::pair<Address, Address>>&>())
         .def("gather_weight", &M::gather_weight, NoGil())

@@ -159,8 +159,12 @@ class Loan {
 template <class T>
 Tape<T>::~Tape() {
     if (input.data() != nullptr) store<T>().give(std::move(input));
-    for (auto& layers : outputs)
-        for (auto& buffer : layers) store<T>().give(std::move(buffer));
+    for (auto& buffer : outputs) store<T>().give(std::move(buffer));
+}
+
+template <class T>
+Deltas<T>::~Deltas() {
+    for (auto& buffer : layers) store<T>().give(std::move(buffer));
 }
 
 // --- Index ---
@@ -298,24 +302,21 @@ Matrix<T> rows_from(const Matrix<T>& matrix, ptrdiff_t row) {
 }  // namespace
 
 template <class T>
-bool run_forward(const std::vector<std::shared_ptr<Network<T>>>& networks, Matrix<const T> x, int n_samples,
-                 const std::vector<Matrix<T>>& y, int n_threads, Tape<T>* tape) {
+bool run_forward(const std::shared_ptr<Network<T>>& network, Matrix<const T> x, int n_samples, Matrix<T> y, int n_threads,
+                 Tape<T>* tape) {
     const Kernels<T>& k = *kernels<T>();
     const Layout<T> layout(k, n_samples);
-    const int n_inputs = networks[0]->layers()[0].n_inputs;
+    const auto& layers = network->layers();
+    const int n_inputs = layers[0].n_inputs;
     int widest = 0;
-    for (const auto& network : networks)
-        for (const Layer<T>& layer : network->layers()) widest = std::max(widest, layer.n_outputs);
+    for (const Layer<T>& layer : layers) widest = std::max(widest, layer.n_outputs);
     if (tape != nullptr) {
-        tape->networks = networks, tape->kernels = &k, tape->n_samples = n_samples, tape->panels = layout.panels;
+        tape->network = network, tape->kernels = &k, tape->n_samples = n_samples, tape->panels = layout.panels;
         tape->input = store<T>().take(layout.size(n_inputs));
-        for (const auto& network : networks) {
-            tape->outputs.emplace_back();
-            for (const Layer<T>& layer : network->layers())
-                tape->outputs.back().push_back(store<T>().take(layout.size(layer.n_outputs)));
-        }
+        for (const Layer<T>& layer : layers) tape->outputs.push_back(store<T>().take(layout.size(layer.n_outputs)));
     }
     std::atomic<bool> finite{true};
+    const T* values = network->values.data();
     parallel(layout.panels.n_panels, n_threads, [&](int panel) {
         const int n_vectors = layout.vectors(panel), samples = layout.samples(panel, n_samples);
         const size_t width = size_t(n_vectors) * layout.lanes;
@@ -326,101 +327,106 @@ bool run_forward(const std::vector<std::shared_ptr<Network<T>>>& networks, Matri
         const Matrix<const T> source = rows_from(x, ptrdiff_t(panel) * layout.full_width);
         k.pack(source.data, source.row_stride, source.column_stride, samples, n_inputs, n_vectors, input);
         if (!k.finite(n_inputs * width, input)) finite = false;
-        for (size_t n = 0; n < networks.size(); ++n) {
-            const T* from = input;
-            const auto& layers = networks[n]->layers();
-            const T* values = networks[n]->values.data();
-            for (size_t l = 0; l < layers.size(); ++l) {
-                T* to = tape != nullptr ? tape->outputs[n][l].data() + panel * layout.stride(layers[l].n_outputs)
-                                        : scratch.data() + l % 2 * layout.stride(widest);
-                k.forward(layers[l].forward.rows(), values + layers[l].values, layers[l].has_bias ? values + layers[l].bias : nullptr,
-                          layers[l].activation, n_vectors, from, to);
-                from = to;
-            }
-            const Matrix<T> target = rows_from(y[n], ptrdiff_t(panel) * layout.full_width);
-            k.unpack(from, samples, layers.back().n_outputs, n_vectors, target.data, target.row_stride, target.column_stride, false);
-            if (!k.finite(layers.back().n_outputs * width, from)) finite = false;
+        const T* from = input;
+        for (size_t l = 0; l < layers.size(); ++l) {
+            T* to = tape != nullptr ? tape->outputs[l].data() + panel * layout.stride(layers[l].n_outputs)
+                                    : scratch.data() + l % 2 * layout.stride(widest);
+            k.forward(layers[l].forward.rows(), values + layers[l].values, layers[l].has_bias ? values + layers[l].bias : nullptr,
+                      layers[l].activation, n_vectors, from, to);
+            from = to;
         }
+        const Matrix<T> target = rows_from(y, ptrdiff_t(panel) * layout.full_width);
+        k.unpack(from, samples, layers.back().n_outputs, n_vectors, target.data, target.row_stride, target.column_stride, false);
+        if (!k.finite(layers.back().n_outputs * width, from)) finite = false;
     });
     return finite;
 }
 
 template <class T>
-void run_backward(const Tape<T>& tape, const std::vector<Matrix<const T>>& dy, const std::vector<bool>& wanted,
-                  const std::vector<bool>& accumulate, Matrix<T> dx, int n_threads) {
+void read_output(const Tape<T>& tape, size_t layer, Matrix<T> to) {
+    const Layout<T> layout(*tape.kernels, tape.n_samples);
+    const int n_outputs = tape.network->layers().at(layer).n_outputs;
+    for (int panel = 0; panel < layout.panels.n_panels; ++panel) {
+        const Matrix<T> target = rows_from(to, ptrdiff_t(panel) * layout.full_width);
+        tape.kernels->unpack(tape.outputs[layer].data() + panel * layout.stride(n_outputs), layout.samples(panel, tape.n_samples), n_outputs,
+                             layout.vectors(panel), target.data, target.row_stride, target.column_stride, false);
+    }
+}
+
+template <class T>
+void run_backward(Deltas<T>* deltas, Matrix<const T> dy, Matrix<T> dx, int n_threads) {
+    const Tape<T>& tape = *deltas->tape;
     const Kernels<T>& k = *tape.kernels;
     const Layout<T> layout(k, tape.n_samples);
-    const size_t n_networks = tape.networks.size();
-    const int n_inputs = tape.networks[0]->layers()[0].n_inputs;
-    // Gradients of every layer's output before its activation, [network][layer]
-    std::vector<std::vector<Loan<T>>> deltas(n_networks);
-    for (size_t n = 0; n < n_networks; ++n) {
-        tape.networks[n]->prepare_transposed();
-        for (const Layer<T>& layer : tape.networks[n]->layers()) deltas[n].emplace_back(layout.size(layer.n_outputs));
-    }
+    Network<T>& network = *tape.network;
+    const auto& layers = network.layers();
+    const int n_inputs = layers[0].n_inputs;
+    network.prepare_transposed();
+    for (const Layer<T>& layer : layers) deltas->layers.push_back(store<T>().take(layout.size(layer.n_outputs)));
     parallel(layout.panels.n_panels, n_threads, [&](int panel) {
         const int n_vectors = layout.vectors(panel), samples = layout.samples(panel, tape.n_samples);
         const Loan<T> below = dx.data != nullptr ? Loan<T>(layout.stride(n_inputs)) : Loan<T>();
-        for (size_t n = 0; n < n_networks; ++n) {
-            const auto& layers = tape.networks[n]->layers();
-            const auto at = [&](const auto& buffer, int features) { return buffer.data() + panel * layout.stride(features); };
-            const size_t last = layers.size() - 1;
-            T* top = at(deltas[n][last], layers[last].n_outputs);
-            const Matrix<const T> source = rows_from(dy[n], ptrdiff_t(panel) * layout.full_width);
-            k.pack(source.data, source.row_stride, source.column_stride, samples, layers[last].n_outputs, n_vectors, top);
-            if (layers[last].activation != kIdentity)
-                k.derivative(layers[last].activation, size_t(layers[last].n_outputs) * n_vectors * k.lanes,
-                             at(tape.outputs[n][last], layers[last].n_outputs), top);
-            for (size_t l = last; l > 0; --l)
-                k.backward(layers[l].backward.rows(), tape.networks[n]->transposed(l), layers[l - 1].activation, n_vectors,
-                           at(deltas[n][l], layers[l].n_outputs), at(tape.outputs[n][l - 1], layers[l].n_inputs),
-                           at(deltas[n][l - 1], layers[l].n_inputs));
-            if (dx.data != nullptr) {
-                k.backward(layers[0].backward.rows(), tape.networks[n]->transposed(0), kIdentity, n_vectors,
-                           at(deltas[n][0], layers[0].n_outputs), nullptr, below.data());
-                const Matrix<T> target = rows_from(dx, ptrdiff_t(panel) * layout.full_width);
-                k.unpack(below.data(), samples, n_inputs, n_vectors, target.data, target.row_stride, target.column_stride, n > 0);
-            }
+        const auto at = [&](const auto& buffer, int features) { return buffer.data() + panel * layout.stride(features); };
+        const size_t last = layers.size() - 1;
+        T* top = at(deltas->layers[last], layers[last].n_outputs);
+        const Matrix<const T> source = rows_from(dy, ptrdiff_t(panel) * layout.full_width);
+        k.pack(source.data, source.row_stride, source.column_stride, samples, layers[last].n_outputs, n_vectors, top);
+        if (layers[last].activation != kIdentity)
+            k.derivative(layers[last].activation, size_t(layers[last].n_outputs) * n_vectors * k.lanes,
+                         at(tape.outputs[last], layers[last].n_outputs), top);
+        for (size_t l = last; l > 0; --l)
+            k.backward(layers[l].backward.rows(), network.transposed(l), layers[l - 1].activation, n_vectors,
+                       at(deltas->layers[l], layers[l].n_outputs), at(tape.outputs[l - 1], layers[l].n_inputs),
+                       at(deltas->layers[l - 1], layers[l].n_inputs));
+        if (dx.data != nullptr) {
+            k.backward(layers[0].backward.rows(), network.transposed(0), kIdentity, n_vectors,
+                       at(deltas->layers[0], layers[0].n_outputs), nullptr, below.data());
+            const Matrix<T> target = rows_from(dx, ptrdiff_t(panel) * layout.full_width);
+            k.unpack(below.data(), samples, n_inputs, n_vectors, target.data, target.row_stride, target.column_stride, false);
         }
     });
+}
+
+template <class T>
+void weight_gradient(const Deltas<T>& deltas, bool accumulate, int n_threads) {
+    const Tape<T>& tape = *deltas.tape;
+    const Kernels<T>& k = *tape.kernels;
+    const Layout<T> layout(k, tape.n_samples);
+    const auto& layers = tape.network->layers();
     // Pieces of about the same work. Each value is summed over the batch by one thread, in one order
     struct Piece {
-        size_t network, layer;
+        size_t layer;
         int begin, end;
     };
     std::vector<Piece> pieces;
-    for (size_t n = 0; n < n_networks; ++n) {
-        if (!wanted[n]) continue;
-        const auto& layers = tape.networks[n]->layers();
-        for (size_t l = 0; l < layers.size(); ++l) {
-            const Rows rows = layers[l].forward.rows();
-            const int limit = n_threads <= 1 ? INT32_MAX : 2048;
-            for (int begin = 0, end = 0; begin < rows.n_groups; begin = end) {
-                while (end < rows.n_groups && (end == begin || rows.group_ptr[end] - rows.group_ptr[begin] < limit)) ++end;
-                pieces.push_back({n, l, begin, end});
-            }
+    for (size_t l = 0; l < layers.size(); ++l) {
+        const Rows rows = layers[l].forward.rows();
+        const int limit = n_threads <= 1 ? INT32_MAX : 2048;
+        for (int begin = 0, end = 0; begin < rows.n_groups; begin = end) {
+            while (end < rows.n_groups && (end == begin || rows.group_ptr[end] - rows.group_ptr[begin] < limit)) ++end;
+            pieces.push_back({l, begin, end});
         }
     }
+    T* gradient = tape.network->gradient.data();
     parallel(int(pieces.size()), n_threads, [&](int i) {
         const Piece& piece = pieces[i];
-        Network<T>& network = *tape.networks[piece.network];
-        const Layer<T>& layer = network.layers()[piece.layer];
-        const Buffer<T>& input = piece.layer == 0 ? tape.input : tape.outputs[piece.network][piece.layer - 1];
-        T* gradient = network.gradient.data();
+        const Layer<T>& layer = layers[piece.layer];
+        const Buffer<T>& input = piece.layer == 0 ? tape.input : tape.outputs[piece.layer - 1];
         k.weight_gradient(layer.forward.rows(), tape.panels, layout.stride(layer.n_inputs), layout.stride(layer.n_outputs), piece.begin,
-                          piece.end, accumulate[piece.network], input.data(), deltas[piece.network][piece.layer].data(), gradient + layer.values,
+                          piece.end, accumulate, input.data(), deltas.layers[piece.layer].data(), gradient + layer.values,
                           layer.has_bias ? gradient + layer.bias : nullptr);
     });
 }
 
-#define INSTANTIATE(T)                                                                                                          \
-    template const Kernels<T>* kernels<T>();                                                                                    \
-    template class Network<T>;                                                                                                  \
-    template struct Tape<T>;                                                                                                    \
-    template bool run_forward<T>(const std::vector<std::shared_ptr<Network<T>>>&, Matrix<const T>, int,                         \
-                                 const std::vector<Matrix<T>>&, int, Tape<T>*);                                                 \
-    template void run_backward<T>(const Tape<T>&, const std::vector<Matrix<const T>>&, const std::vector<bool>&,                \
-                                  const std::vector<bool>&, Matrix<T>, int);
+#define INSTANTIATE(T)                                                                                                    \
+    template const Kernels<T>* kernels<T>();                                                                              \
+    template class Network<T>;                                                                                            \
+    template struct Tape<T>;                                                                                              \
+    template struct Deltas<T>;                                                                                            \
+    template bool run_forward<T>(const std::shared_ptr<Network<T>>&, Matrix<const T>, int, Matrix<T>, int, Tape<T>*);     \
+    template void read_output<T>(const Tape<T>&, size_t, Matrix<T>);                                                      \
+    template void run_backward<T>(Deltas<T>*, Matrix<const T>, Matrix<T>, int);                                           \
+    template void weight_gradient<T>(const Deltas<T>&, bool, int);
 INSTANTIATE(float)
 INSTANTIATE(double)
 

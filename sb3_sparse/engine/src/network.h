@@ -83,14 +83,22 @@ class Network {
 // What a backward pass needs of the forward pass before it.
 template <class T>
 struct Tape {
-    std::vector<std::shared_ptr<Network<T>>> networks;
+    std::shared_ptr<Network<T>> network;
     const Kernels<T>* kernels;
     int n_samples;
     Panels panels;
-    // Activations in panels: input, then [network][layer] outputs
+    // Activations in panels: input, then the output of every layer
     Buffer<T> input;
-    std::vector<std::vector<Buffer<T>>> outputs;
+    std::vector<Buffer<T>> outputs;
     ~Tape();
+};
+
+// What a backward pass found: the gradient of every layer's output before its activation, in panels.
+template <class T>
+struct Deltas {
+    std::shared_ptr<const Tape<T>> tape;
+    std::vector<Buffer<T>> layers;
+    ~Deltas();
 };
 
 // A dense matrix in someone else's memory, strides in values.
@@ -100,16 +108,22 @@ struct Matrix {
     ptrdiff_t row_stride, column_stride;
 };
 
-// y[n] = networks[n](x) for every network; x is [n_samples, inputs], y[n] [n_samples, outputs of n]. Fills `tape` if not null.
+// y = network(x); x is [n_samples, inputs], y [n_samples, outputs]. Fills `tape` if not null.
 // Returns whether all inputs and outputs are finite.
 template <class T>
-bool run_forward(const std::vector<std::shared_ptr<Network<T>>>& networks, Matrix<const T> x, int n_samples,
-                 const std::vector<Matrix<T>>& y, int n_threads, Tape<T>* tape);
+bool run_forward(const std::shared_ptr<Network<T>>& network, Matrix<const T> x, int n_samples, Matrix<T> y, int n_threads,
+                 Tape<T>* tape);
 
-// From dy[n] the gradients of the values (added to networks[n]->gradient where accumulate[n], otherwise put there; nothing
-// where not wanted[n]) and, if dx.data is not null, of the input, summed over the networks.
+// Puts the output of a layer, as the forward pass left it, into `to`, [n_samples, outputs].
 template <class T>
-void run_backward(const Tape<T>& tape, const std::vector<Matrix<const T>>& dy, const std::vector<bool>& wanted,
-                  const std::vector<bool>& accumulate, Matrix<T> dx, int n_threads);
+void read_output(const Tape<T>& tape, size_t layer, Matrix<T> to);
+
+// From dy fills deltas->layers and, if dx.data is not null, the gradient of the input. deltas->tape is set.
+template <class T>
+void run_backward(Deltas<T>* deltas, Matrix<const T> dy, Matrix<T> dx, int n_threads);
+
+// From deltas the gradient of all values: added to network->gradient if `accumulate`, otherwise put there.
+template <class T>
+void weight_gradient(const Deltas<T>& deltas, bool accumulate, int n_threads);
 
 }  // namespace engine

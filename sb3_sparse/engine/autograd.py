@@ -1,0 +1,164 @@
+"""A native pass as one operation of autograd: same gradients, same refusals as torch's operations in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_sparse.engine import native
+from sb3_sparse.engine.survivors import Survivors
+
+_NOTHING = th.empty(0)
+
+
+def run_native(sequence: nn.Sequential, survivors: Survivors, x: th.Tensor) -> th.Tensor:
+    """
+    Run a forward pass, under autograd.
+
+    :param sequence: A sequence that is to run natively.
+    :param survivors: Its survivors.
+    :param x: Shape [n_samples, inputs].
+    :return: Shape [n_samples, outputs].
+    """
+    parameters = survivors.parameters
+    with_gradient = th.is_grad_enabled() and (x.requires_grad or any(parameter.requires_grad for parameter in parameters))
+    n_samples = x.shape[0]
+    y = (x.detach() if x.requires_grad else x).new_empty(n_samples, survivors.n_outputs)
+    with survivors.lock:
+        if not survivors.follow():
+            return nn.Sequential.forward(sequence, x)
+        tape, is_finite = native.module.forward(
+            survivors.network, x.data_ptr(), n_samples, *x.stride(), y.data_ptr(), th.get_num_threads(), with_gradient
+        )
+        if with_gradient:
+            record = _Pass(survivors, tape)
+    if not is_finite:
+        # Torch multiplies what is not finite by the zeros of pruned weights too, and gets NaN
+        return nn.Sequential.forward(sequence, x)
+    return _Run.apply(record, y, x, *parameters) if with_gradient else y
+
+
+class _Pass:
+    """A forward pass: what was kept, and the versions of the parameters it was made with."""
+
+    __slots__ = ("survivors", "tape", "versions")
+
+    def __init__(self, survivors: Survivors, tape: Any) -> None:
+        self.survivors, self.tape = survivors, tape
+        self.versions = [weight._version for weight in survivors.weights]
+
+    def check_weights(self, first: int) -> None:
+        """
+        Refuse what torch refuses.
+
+        :param first: First layer whose weight the backward pass multiplies by.
+        :raises RuntimeError: If a weight was written to since the forward pass.
+        """
+        for index in range(first, len(self.versions)):
+            version = self.survivors.weights[index]._version
+            if version != self.versions[index]:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an inplace operation: the "
+                    f"weight of layer {index} of a sequence is at version {version}; expected version {self.versions[index]} "
+                    "instead"
+                )
+
+    def activations(self, x: th.Tensor) -> list[th.Tensor]:
+        """
+        Get what the kernels kept as tensors.
+
+        :param x: The input.
+        :return: The input, and the output of each layer.
+        """
+        found = [x]
+        for index, weight in enumerate(self.survivors.weights):
+            found.append(x.new_empty(x.shape[0], weight.shape[0]))
+            self.tape.output(index, found[-1].data_ptr())
+        return found
+
+
+class _Run(th.autograd.Function):
+    """Hangs a forward pass that was made into the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, record: _Pass, y: th.Tensor, x: th.Tensor, *parameters: th.Tensor) -> Any:
+        ctx.record, ctx.x, ctx.x_version = record, x, None if x.is_inference() else x._version
+        ctx.set_materialize_grads(False)
+        # What torch's layers keep: it is refused then if somebody writes to it, and if the graph is freed already
+        kept = [x] if parameters[0].requires_grad else [_NOTHING]
+        ctx.save_for_backward(*kept, *([y] if record.survivors.activations[-1] else ()))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: th.Tensor | None) -> Any:
+        record: _Pass = ctx.record
+        x: th.Tensor = ctx.x
+        (dy,) = gradients
+        needed = ctx.needs_input_grad[2:]
+        _ = ctx.saved_tensors
+        if dy is None:
+            return (None,) * (2 + len(needed))
+        record.check_weights(0 if needed[0] else 1)
+        if th.is_grad_enabled():
+            return None, None, *_differentiable(record, x, ctx.x_version, dy, needed)
+        survivors = record.survivors
+        with survivors.lock:
+            way = survivors.gradients.way(needed[1:]) if any(needed[1:]) else "nothing"
+            # By `data` weights can be written to without a refusal: it is the new ones that count
+            if not survivors.follow() or way == "dense":
+                weights = [th.Tensor.detach(weight) for weight in survivors.weights]
+                return None, None, *_gradients(survivors, record.activations(x.detach()), weights, dy, needed)
+            if dy.layout is not th.strided or dy.is_neg():
+                dy = dy.to_dense().resolve_neg()
+            dx = x.new_empty(x.shape) if needed[0] else None
+            deltas = native.module.backward(
+                record.tape, dy.data_ptr(), *dy.stride(), 0 if dx is None else dx.data_ptr(), th.get_num_threads()
+            )
+            if way == "survivors":
+                return None, None, dx, *survivors.gradients.at_survivors(deltas)
+            if way == "wait":
+                survivors.gradients.wait(deltas)
+        return None, None, dx, *([None] * (len(needed) - 1))
+
+
+def _gradients(
+    survivors: Survivors, activations: list[th.Tensor], weights: Sequence[th.Tensor], dy: th.Tensor, needed: Sequence[bool]
+) -> list[th.Tensor | None]:
+    """Gradients of input and parameters by torch's dense operations, which autograd can differentiate again."""
+    found: list[th.Tensor | None] = []
+    for index in reversed(range(len(weights))):
+        output = activations[index + 1]
+        if survivors.activations[index] == 1:
+            dy = dy * (output > 0)
+        elif survivors.activations[index] == 2:
+            dy = dy * (1 - output * output)
+        if survivors.layers[index].bias is not None:
+            found.append(dy.sum(0))
+        found.append(dy.t() @ activations[index])
+        if index > 0 or needed[0]:
+            dy = dy @ weights[index]
+    found.append(dy if needed[0] else None)
+    return [value if need else None for value, need in zip(reversed(found), needed, strict=True)]
+
+
+def _differentiable(
+    record: _Pass, x: th.Tensor, x_version: int | None, dy: th.Tensor, needed: Sequence[bool]
+) -> list[th.Tensor | None]:
+    """The gradients with a graph of their own (``create_graph=True``): the forward pass is made once more, by torch."""
+    survivors = record.survivors
+    functions = {0: lambda value: value, 1: th.relu, 2: th.tanh}
+    activations = [x]
+    for (*_, weight, bias), activation in zip(survivors.made_of, survivors.activations, strict=True):
+        output = nn.functional.linear(activations[-1], weight, bias)
+        activations.append(functions[activation](output))
+    before = record.activations(x.detach())[-1]
+    if (x_version is not None and x._version != x_version) or not th.allclose(activations[-1], before, rtol=1e-3, atol=1e-4):
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace operation: the input or a "
+            "parameter of a sequence is not what it was in the forward pass, which a double backward needs; "
+            "with engine='torch' only what is used again has to stay"
+        )
+    return _gradients(survivors, activations, survivors.weights, dy, needed)
