@@ -200,7 +200,8 @@ def breakdown(model: OffPolicyAlgorithm, batch: int, steps: int = 100) -> dict[s
         if native.available():
             for name in ("forward", "backward"):
                 stack.enter_context(patch.object(native.module, name, watch("kernels", getattr(native.module, name))))
-            network = native.module.Network
+            deltas, network = native.module.Deltas, native.module.Network
+            stack.enter_context(patch.object(deltas, "weight_gradient", watch("kernels", deltas.weight_gradient)))
             for name in ("gather_weight", "scatter_weight", "scatter_values", "gather_gradients", "scatter_gradients"):
                 stack.enter_context(patch.object(network, name, watch("dense copies", getattr(network, name))))
         for owner in owners:

@@ -16,6 +16,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_sparse.engine.gradients import addresses_of
+from sb3_sparse.engine.parameter import plain_grad
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.engine.survivors import Survivors, _use_count, can_read
 from sb3_sparse.nn.layers import SparseLayer
@@ -32,7 +33,7 @@ def _is_alone(state: dict[str, Any], parameter: th.Tensor) -> bool:
         return False
     for key in ("exp_avg", "exp_avg_sq"):
         moment = state[key]
-        if sys.getrefcount(moment) > 3 or _use_count is None or _use_count(moment.untyped_storage()._cdata) > 2:
+        if sys.getrefcount(moment) > 3 or _use_count(moment.untyped_storage()._cdata) > 2:
             return False
         if moment.dtype != parameter.dtype or not moment.is_cpu or not moment.is_contiguous() or moment.is_inference():
             return False
@@ -166,7 +167,8 @@ class SurvivorAdam(Adam):
                 part.forget_gradients()
         for group in self.param_groups:
             for parameter in group["params"]:
-                parameter.grad = None
+                if plain_grad(parameter) is not None:
+                    parameter.grad = None
 
     def _options(self) -> dict[str, Any] | None:
         """Options that all parameters share, None if this class does not know them."""
@@ -191,7 +193,7 @@ class SurvivorAdam(Adam):
             self.release()
             self._rest = SurvivorAdam._rest
             return _unhooked(Adam.step)(self, closure)
-        self.over_survivors = len(done) == len(self.parts) and all(all(survivors.clean) for survivors in done)
+        self.over_survivors = len(done) == len(self.parts) and all(survivors.all_clean for survivors in done)
         parameters = self.param_groups[0]["params"]
         known, n_parameters, rest = self._rest
         if known != done or n_parameters != len(parameters):

@@ -24,9 +24,11 @@ def run_native(sequence: nn.Sequential, survivors: Survivors, x: th.Tensor) -> t
     :return: Shape [n_samples, outputs].
     """
     parameters = survivors.parameters
-    with_gradient = th.is_grad_enabled() and (x.requires_grad or any(parameter.requires_grad for parameter in parameters))
+    with_gradient = th.is_grad_enabled() and (
+        x.requires_grad or parameters[0].requires_grad or any(parameter.requires_grad for parameter in parameters)
+    )
     n_samples = x.shape[0]
-    y = (x.detach() if x.requires_grad else x).new_empty(n_samples, survivors.n_outputs)
+    y = x.new_empty(n_samples, survivors.n_outputs)
     with survivors.lock:
         if not survivors.follow():
             return nn.Sequential.forward(sequence, x)
@@ -57,6 +59,8 @@ class _Pass:
         :param first: First layer whose weight the backward pass multiplies by.
         :raises RuntimeError: If a weight was written to since the forward pass.
         """
+        if [weight._version for weight in self.survivors.weights[first:]] == self.versions[first:]:
+            return
         for index in range(first, len(self.versions)):
             version = self.survivors.weights[index]._version
             if version != self.versions[index]:
@@ -85,7 +89,7 @@ class _Run(th.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, record: _Pass, y: th.Tensor, x: th.Tensor, *parameters: th.Tensor) -> Any:
-        ctx.record, ctx.x, ctx.x_version = record, x, None if x.is_inference() else x._version
+        ctx.record, ctx.x = record, x
         ctx.set_materialize_grads(False)
         # What torch's layers keep: it is refused then if somebody writes to it, and if the graph is freed already
         kept = [x] if parameters[0].requires_grad else [_NOTHING]
@@ -103,7 +107,7 @@ class _Run(th.autograd.Function):
             return (None,) * (2 + len(needed))
         record.check_weights(0 if needed[0] else 1)
         if th.is_grad_enabled():
-            return None, None, *_differentiable(record, x, ctx.x_version, dy, needed)
+            return None, None, *_differentiable(record, x, dy, needed)
         survivors = record.survivors
         with survivors.lock:
             way = survivors.gradients.way(needed[1:]) if any(needed[1:]) else "nothing"
@@ -144,9 +148,7 @@ def _gradients(
     return [value if need else None for value, need in zip(reversed(found), needed, strict=True)]
 
 
-def _differentiable(
-    record: _Pass, x: th.Tensor, x_version: int | None, dy: th.Tensor, needed: Sequence[bool]
-) -> list[th.Tensor | None]:
+def _differentiable(record: _Pass, x: th.Tensor, dy: th.Tensor, needed: Sequence[bool]) -> list[th.Tensor | None]:
     """The gradients with a graph of their own (``create_graph=True``): the forward pass is made once more, by torch."""
     survivors = record.survivors
     functions = {0: lambda value: value, 1: th.relu, 2: th.tanh}
@@ -155,7 +157,7 @@ def _differentiable(
         output = nn.functional.linear(activations[-1], weight, bias)
         activations.append(functions[activation](output))
     before = record.activations(x.detach())[-1]
-    if (x_version is not None and x._version != x_version) or not th.allclose(activations[-1], before, rtol=1e-3, atol=1e-4):
+    if not th.allclose(activations[-1], before, rtol=1e-3, atol=1e-4):
         raise RuntimeError(
             "one of the variables needed for gradient computation has been modified by an inplace operation: the input or a "
             "parameter of a sequence is not what it was in the forward pass, which a double backward needs; "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 from torch import nn
 
-from sb3_sparse.engine.polyak import get_data, set_data
+from sb3_sparse.engine.callers import detach, get_data, set_data
 
 if TYPE_CHECKING:
     from sb3_sparse.engine.gradients import Gradients
@@ -31,6 +31,8 @@ class LazyGradParameter(nn.Parameter):
     """A Parameter whose ``grad`` is computed when it is asked for."""
 
     gradients: Gradients | None = None
+    #: Somebody was given other access to its memory, by which it may have been written to without a new version.
+    aliased: bool = False
 
     @property
     def grad(self) -> th.Tensor | None:
@@ -47,6 +49,9 @@ class LazyGradParameter(nn.Parameter):
     @grad.deleter
     def grad(self) -> None:
         self.grad = None
+
+    data = property(th.Tensor.data.__get__, set_data)
+    detach = detach  # type: ignore[assignment]
 
     def show_gradient(self) -> None:
         """Let ``grad`` have what is kept beside it."""
@@ -77,13 +82,10 @@ class SurvivorParameter(LazyGradParameter):
     #: Index of the layer among the survivors', and the memory that is read and written.
     place: int
     address: int
-    #: Somebody was given other access to its memory, by which it may have been written to without a new version.
-    aliased: bool = False
-    #: The same, in a way that cannot be seen to end.
+    #: Others have access to its memory, in a way that cannot be seen to end. ``aliased`` is set with it.
     always_aliased: bool = False
-    #: What a target update was given last.
-    held_data: Any = None
-    held_address: int
+    #: What target updates are given as ``data``.
+    averaged: Any = None
     #: Survivors of another weight and the two masks' versions, when the masks were last found to be the same.
     agreed: tuple[Any, int, int] | None = None
 
@@ -96,7 +98,6 @@ class SurvivorParameter(LazyGradParameter):
             survivors is not None
             and survivors.weights[self.place] is self
             and survivors.knows(self.place)
-            and survivors.clean[self.place]
             and survivors.made_of[self.place][1] == survivors.layers[self.place].mask_version
             and self.address == th.Tensor.data_ptr(self)
         )
@@ -122,7 +123,7 @@ class SurvivorParameter(LazyGradParameter):
 #: Methods and properties that give other tensors with the same memory. By ``data`` of these, or an array of them, a weight
 #: can be written to without a new version.
 _ALIASES = (
-    *("detach", "detach_", "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "__getitem__", "t", "transpose"),
+    *("detach_", "view", "view_as", "reshape", "reshape_as", "flatten", "ravel", "__getitem__", "t", "transpose"),
     *("swapaxes", "swapdims", "permute", "movedim", "moveaxis", "narrow", "select", "chunk", "split", "unbind", "squeeze"),
     *("unsqueeze", "expand", "expand_as", "as_strided", "diagonal", "unfold", "unflatten", "alias", "as_subclass", "hsplit"),
     *(
@@ -154,29 +155,27 @@ _MEMORY = (
 )
 
 
-def _noticing(name: str, flag: str) -> Any:
+def _noticing(name: str, *, for_good: bool) -> Any:
     stock = getattr(th.Tensor, name)
     if not callable(stock):
 
         def value(self: SurvivorParameter) -> Any:
-            setattr(self, flag, True)
+            self.aliased = True
             return stock.__get__(self)
 
         return property(value)
 
     @functools.wraps(stock)
     def method(self: SurvivorParameter, *args: Any, **kwargs: Any) -> Any:
-        setattr(self, flag, True)
+        self.aliased, self.always_aliased = True, self.always_aliased or for_good
         return stock(self, *args, **kwargs)
 
     return method
 
 
-for _flag, _names in (("aliased", _ALIASES), ("always_aliased", _MEMORY)):
-    for _name in _names:
-        if hasattr(th.Tensor, _name):
-            setattr(SurvivorParameter, _name, _noticing(_name, _flag))
-del _flag, _names, _name
+for _name in (*_ALIASES, *_MEMORY):
+    if hasattr(th.Tensor, _name):
+        setattr(SurvivorParameter, _name, _noticing(_name, for_good=_name in _MEMORY))
 
 
 def adopt(parameter: nn.Parameter, kind: type[LazyGradParameter]) -> None:

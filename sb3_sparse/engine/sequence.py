@@ -33,14 +33,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_lock)
 
 
+_autocast, _traced, _transformed = th.is_autocast_enabled, th._C._get_tracing_state, th._C._functorch.maybe_current_level
+_n_dispatch_modes, _n_function_modes = th._C._len_torch_dispatch_stack, th._C._len_torch_function_stack
+
+
 def _watched() -> bool:
     """Whether something wants to see torch's own operations: a trace, a transformation, a mode that overrides them."""
     return bool(
-        th._C._get_tracing_state()
-        or th._C._functorch.maybe_current_level() is not None
+        _autocast("cpu")
+        or _traced()
+        or _transformed() is not None
         or forward_ad._current_level >= 0
-        or th._C._len_torch_dispatch_stack()
-        or (th._C._len_torch_function_stack() and not _only_devices())
+        or _n_dispatch_modes()
+        or (_n_function_modes() and not _only_devices())
     )
 
 
@@ -80,6 +85,9 @@ class SparseSequential(nn.Sequential):
     choice: Choice | None = None
     _survivors: dict[th.dtype, Survivors]
     _decided: dict[tuple[int, ...], bool]
+    #: Its modules with their classes and attributes, as they were looked at last, and where hooks of them would be.
+    _members: list[tuple[nn.Module, type[nn.Module], dict[str, Any]]]
+    _order: list[nn.Module]
     _hooks: list[dict[int, Any]]
 
     @staticmethod
@@ -101,14 +109,24 @@ class SparseSequential(nn.Sequential):
         return True
 
     def _prepare(self) -> None:
-        found = _layers_of(list(self))
-        assert found is not None
-        # Plain containers: the layers are registered as the sequence's children already
-        self.__dict__["layers"], self.__dict__["activations"] = found
-        hooks = [torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks]
-        for module in (self, *self):
+        hooks: list[dict[int, Any]] = [
+            torch_module._global_forward_hooks,
+            torch_module._global_forward_pre_hooks,
+            torch_module._global_backward_hooks,
+            torch_module._global_backward_pre_hooks,
+        ]
+        order = [*self._modules.values()]
+        for module in order:
             hooks += [module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks]
-        self.__dict__["_hooks"] = hooks[0:2] + hooks[6:]
+        layers, activations = _layers_of(order) or ([], [])
+        # Plain containers: the layers are registered as the sequence's children already
+        self.__dict__.update(
+            layers=layers,
+            activations=activations,
+            _hooks=hooks,
+            _order=order,
+            _members=[(module, type(module), module.__dict__) for module in order],
+        )
 
     def survivors(self) -> Survivors | None:
         """The survivors of the present masks and memory; made anew when they have changed, None if the kernels cannot."""
@@ -123,7 +141,7 @@ class SparseSequential(nn.Sequential):
 
     def present_survivors(self) -> Survivors | None:
         """The survivors of the present masks and memory, if they were made already."""
-        survivors = self._survivors.get(self.layers[0].weight.dtype)
+        survivors = self._survivors.get(self.layers[0].weight.dtype) if self.layers else None
         return survivors if survivors is not None and survivors.fits() else None
 
     def forget_gradients(self) -> None:
@@ -146,27 +164,37 @@ class SparseSequential(nn.Sequential):
             if self.choice.engine == "native":
                 native.notice(f"engine='native' multiplies float32 and float64; torch multiplies {dtype}")
             return None
-        for hooks in self._hooks:
-            if hooks:
+        if [*self._modules.values()] != self._order:
+            self._prepare()
+        layers = self.layers
+        if not layers:
+            return None
+        for module, kind, attributes in self._members:
+            if type(module) is not kind or "forward" in attributes:
                 return None
-        for layer in self.layers:
+        if any(self._hooks) or _watched() or x.layout is not th.strided or x.is_neg() or x.shape[1] != layers[0].in_features:
+            return None
+        for layer in layers:
             if layer.wants_dense_gradient or layer.own_pattern is not None or layer.quantizer is not None:
                 return None
-        if th.is_autocast_enabled("cpu") or _watched() or x.layout is not th.strided or x.is_neg():
-            return None
         survivors = self._survivors.get(dtype)
+        key = (x.shape[0], th.get_num_threads())
         if survivors is None or not survivors.fits():
-            if not can_read(self.layers, dtype):
+            if not can_read(layers, dtype) or not self._decide(key):
                 return None
-            survivors = None
-        n_samples = x.shape[0]
-        key = (n_samples, th.get_num_threads(), *[layer.n_active for layer in self.layers])
-        decided = self._decided.get(key)
+            return self.survivors()
+        decided = survivors.decided.get(key)
         if decided is None:
-            decided = self._decided[key] = n_samples > 0 and self.choice.is_native(self, n_samples)
-        if not decided or x.shape[1] != self.layers[0].in_features:
-            return None
-        return survivors or self.survivors()
+            decided = survivors.decided[key] = self._decide(key)
+        return survivors if decided else None
+
+    def _decide(self, batch: tuple[int, int]) -> bool:
+        """Whether the kernels run a size of batch with a number of threads; decided once for each density."""
+        key = (*batch, *[layer.n_active for layer in self.layers])
+        if key not in self._decided:
+            assert self.choice is not None
+            self._decided[key] = batch[0] > 0 and self.choice.is_native(self, batch[0])
+        return self._decided[key]
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
@@ -180,8 +208,27 @@ class SparseSequential(nn.Sequential):
         survivors = self.native_survivors(x)
         return super().forward(x) if survivors is None else run_native(self, survivors, x)
 
+    def train(self, mode: bool = True) -> SparseSequential:
+        """
+        Set training or evaluation mode, as ``torch.nn.Module.train`` does. Stock algorithms do it before every gradient step.
+
+        :param mode: Whether to train.
+        :return: The sequence itself.
+        """
+        if self.choice is None or type(mode) is not bool or [*self._modules.values()] != self._order:
+            return super().train(mode)
+        for module, kind, attributes in self._members:
+            if type(module) is not kind or attributes["_modules"] or "train" in attributes:
+                return super().train(mode)
+        self.__dict__["training"] = mode
+        for _, _, attributes in self._members:
+            attributes["training"] = mode
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_survivors": {}, "_decided": {}}
+        made = ("_members", "_order", "_hooks", "layers", "activations")
+        state = {key: value for key, value in self.__dict__.items() if key not in made}
+        return {**state, "_survivors": {}, "_decided": {}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -7,7 +7,7 @@ target update goes the short way over survivors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
 
@@ -24,8 +24,8 @@ from sb3_sparse.nn.layers import SparseLayer
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.Identity: 0, nn.ReLU: 1, nn.Tanh: 2}
 _CLASSES = {th.float32: "Network", th.float64: "NetworkDouble"}
 SUPPORTED_DTYPES = tuple(_CLASSES)
-#: How many hold a piece of memory; without it weights are read anew for every pass.
-_use_count = getattr(th._C, "_storage_Use_Count", None)
+#: How many hold a piece of memory; without this function weights are read anew for every pass.
+_use_count: Callable[[int], int] = getattr(th._C, "_storage_Use_Count", lambda storage: -1)
 _data_ptr = th.Tensor.data_ptr
 
 
@@ -102,13 +102,21 @@ class Survivors:
             self.square, self.root = (th.from_numpy(array) for array in self.network.roots())
         #: Version of each weight that the network holds; -1: none.
         self.seen = [-1] * len(layers)
-        #: Whether all pruned weights of each layer were zero when it was read last.
+        #: Whether all pruned weights of each layer were zero when it was read last, and of all.
         self.clean = [False] * len(layers)
+        self.all_clean = False
+        #: What was decided on this size of batch and number of threads: whether the kernels run it.
+        self.decided: dict[tuple[int, int], bool] = {}
         self._storages = [th.Tensor.untyped_storage(weight) for weight in self.weights]
+        self._watched = [
+            (index, weight, storage._cdata, storage.resizable)
+            for index, (weight, storage) in enumerate(zip(self.weights, self._storages, strict=True))
+        ]
         for index, weight in enumerate(self.weights):
             weight.survivors, weight.place, weight.address = self, index, _data_ptr(weight)
             # Written to by other processes, or an array whose owner may still have it
             weight.always_aliased |= th.Tensor.is_shared(weight)
+            weight.aliased = True
         for parameter in self.parameters:
             parameter.show_gradient()
             parameter.gradients = self.gradients
@@ -117,7 +125,7 @@ class Survivors:
         """Whether masks and memory are still those the survivors were made of."""
         # Called before every pass: plain loops, the fastest there is
         for layer, mask_version, held, weight, bias in self.made_of:
-            if layer.mask_version != mask_version or held["weight"] is not weight or held["bias"] is not bias:
+            if layer.mask_version != mask_version or held.get("weight") is not weight or held.get("bias") is not bias:
                 return False
         for parameter, address in zip(self.parameters, self.addresses):  # noqa: B905, SIM110
             if _data_ptr(parameter) != address:
@@ -128,21 +136,25 @@ class Survivors:
 
     def _is_aliased(self, index: int) -> bool:
         """Whether somebody else has access to a weight's memory, now or for good."""
-        weight, storage = self.weights[index], self._storages[index]
-        if weight.always_aliased or _use_count is None or not storage.resizable():  # numpy makes it so, for good
-            return True
-        # The weight, the storage here, and what a target update was given
-        return bool(_use_count(storage._cdata) != (2 if weight.held_data is None else 3))
+        _, weight, storage, resizable = self._watched[index]
+        # The weight and the storage here. An array leaves its storage fixed in size, for good
+        return weight.always_aliased or _use_count(storage) != 2 or not resizable()
 
     def knows(self, index: int) -> bool:
         """
         Find out whether a weight was written to since it was read.
 
         :param index: Of the layer.
-        :return: Whether its survivors are certainly those of the weight as it is.
+        :return: Whether its survivors are certainly those of the weight as it is, and all else in it is zero.
         """
         weight = self.weights[index]
-        return weight._version == self.seen[index] and not weight.aliased and not self._is_aliased(index)
+        return (
+            self.clean[index]
+            and weight._version == self.seen[index]
+            and not weight.aliased
+            and _use_count(self._storages[index]._cdata) == 2
+            and self._storages[index].resizable()
+        )
 
     def follow(self) -> bool:
         """
@@ -150,12 +162,15 @@ class Survivors:
 
         :return: Whether all pruned weights are zero, so that the survivors are all there is.
         """
-        for index, weight in enumerate(self.weights):
-            if not self.knows(index):
-                self.seen[index] = weight._version
+        # Comes before every pass
+        seen, count = self.seen, _use_count
+        for index, weight, storage, resizable in self._watched:
+            if weight._version != seen[index] or weight.aliased or count(storage) != 2 or not resizable():
+                seen[index] = weight._version
                 weight.aliased = self._is_aliased(index)
                 self.clean[index] = self.network.gather_weight(index)
-        return all(self.clean)
+                self.all_clean = all(self.clean)
+        return self.all_clean
 
     def wrote_values(self) -> None:
         """Tell autograd, as torch's own optimizers do, that all parameters were written to, and remember that it is known."""
@@ -165,4 +180,4 @@ class Survivors:
     def projected(self) -> None:
         """Be told that the weights, as they were written here last, were multiplied by their masks."""
         self.seen = [weight._version for weight in self.weights]
-        self.clean = [True] * len(self.weights)
+        self.clean, self.all_clean = [True] * len(self.weights), True

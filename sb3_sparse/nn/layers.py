@@ -30,9 +30,11 @@ class _MaskGradient:
     def __call__(self, weight: th.Tensor) -> None:
         # Runs once per weight and backward pass: keep it lean. No no_grad() is needed, backward() runs without gradients;
         # where it builds a graph (create_graph=True) the mask belongs into it
-        layer = self.layer()
         waits = getattr(weight, "gradient_waits", None)  # a weight of the native engine's
-        if layer is None or (waits is not None and waits()) or weight.grad is None:
+        if waits is not None and waits():
+            return
+        layer = self.layer()
+        if layer is None or weight.grad is None:
             return
         if layer.wants_dense_gradient:
             # Overwritten, never summed: the actor's loss comes by the critic's weights too, before the critic's own

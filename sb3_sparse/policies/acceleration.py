@@ -5,8 +5,8 @@ from __future__ import annotations
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
+from sb3_sparse.engine.callers import TARGET_UPDATES
 from sb3_sparse.engine.choice import Choice
-from sb3_sparse.engine.polyak import TARGET_UPDATES
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.policies.structure import ONLINE_OF_TARGET, find_submodule
 

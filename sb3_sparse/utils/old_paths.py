@@ -30,6 +30,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "engine.optimizer": ("engine.adam",),
     "engine.target": (
         "engine.polyak",
+        "engine.parameter",
         "engine.survivors",
     ),
     "environments": ("zoo.environments",),

@@ -422,3 +422,87 @@ def test_a_copy_goes_on_as_the_original():
             sum(q.pow(2).mean() for q in policy.critic(th.randn(8, 7), th.randn(8, 2))).backward()
             policy.critic.optimizer.step()
     assert all(th.equal(one, another) for one, another in zip(model.policy.parameters(), other.parameters(), strict=True))
+
+
+# --- Modules ---
+
+
+def _another_activation(sequence):
+    sequence[1] = nn.ELU()
+
+
+def _another_layer(sequence):
+    sequence[0] = nn.Linear(9, 16)
+    with th.no_grad():
+        for parameter in sequence[0].parameters():
+            parameter.fill_(0.1)
+
+
+def _one_less(sequence):
+    del sequence[3]
+
+
+def _one_more(sequence):
+    sequence.append(nn.Softplus())
+
+
+def _own_forward(sequence):
+    sequence[2].forward = lambda x, stock=sequence[2].forward: 2 * stock(x)
+
+
+def _parametrized(sequence):
+    nn.utils.parametrizations.weight_norm(sequence[0])
+
+
+def _for_every_module(sequence):
+    return nn.modules.module.register_module_forward_hook(lambda module, args, output: output + 1)
+
+
+@pytest.mark.parametrize(
+    "change", [_another_activation, _another_layer, _one_less, _one_more, _own_forward, _parametrized, _for_every_module]
+)
+def test_modules_that_are_changed(change):
+    found = []
+    for sequence in twins():
+        sequence(make_input(MLP))
+        handle = change(sequence)
+        sequence.eval()
+        assert not any(module.training for module in sequence.modules())
+        x = make_input(MLP).requires_grad_()
+        output = sequence(x)
+        output.sum().backward()
+        if handle is not None:
+            handle.remove()
+        found.append([output, x.grad, *gradients(sequence)])
+    for first, second in zip(*found, strict=True):
+        close(first, second)
+
+
+def test_parameters_are_made_of_parameters():
+    sequence = make_sequence(MLP)
+    sequence(make_input(MLP)).sum().backward()
+    for own in (sequence[0].weight, sequence[0].bias):
+        other = nn.Parameter(own)
+        assert isinstance(other, nn.Parameter)
+        assert th.equal(own, other)
+        assert other.data_ptr() == own.data_ptr()
+        assert other.grad is None
+        assert type(own.detach()) is type(own.data) is th.Tensor
+    layer = nn.Linear(9, 16)
+    layer.weight = nn.Parameter(sequence[0].weight)
+    layer(make_input(MLP)).sum().backward()
+    assert layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("mode", [True, False, 1])
+def test_training_mode_is_set_as_torch_sets_it(mode):
+    own, other = make_sequence(MLP), nn.Sequential(nn.Linear(9, 16), nn.ReLU())
+    found = []
+    for sequence in (own, other):
+        sequence.train(False)
+        try:
+            assert sequence.train(mode) is sequence
+            found.append([module.training for module in sequence.modules()][:3])
+        except ValueError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
