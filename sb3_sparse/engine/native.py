@@ -10,8 +10,13 @@ from typing import Any
 #: The compiled module ``sb3_sparse.engine._native``, None where it was not built. It takes addresses and checks nothing.
 module: Any = None
 _REASON = ""
+#: As in ``src/bindings.cpp``.
+_INTERFACE = 2
 try:
     module = importlib.import_module("sb3_sparse.engine._native")
+    if getattr(module, "INTERFACE", 1) != _INTERFACE:
+        module = None
+        raise ImportError("the compiled module was built from other sources than these")
 except ImportError as error:
     _REASON = str(error)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from sb3_sparse.engine.gradients import Gradients
     from sb3_sparse.engine.survivors import Survivors
 
-# The getset descriptor
+# The getset descriptors
+_plain_data: Any = th.Tensor.data
 _plain_grad: Any = th.Tensor.grad
 #: ``grad`` as torch has it: without gradients that are shown when somebody asks for them.
 plain_grad: Callable[[th.Tensor], th.Tensor | None] = _plain_grad.__get__
@@ -50,8 +51,8 @@ class LazyGradParameter(nn.Parameter):
     def grad(self) -> None:
         self.grad = None
 
-    data = property(th.Tensor.data.__get__, set_data)
-    detach = detach  # type: ignore[assignment]
+    data = property(_plain_data.__get__, set_data)
+    detach = detach
 
     def show_gradient(self) -> None:
         """Let ``grad`` have what is kept beside it."""

@@ -186,6 +186,8 @@ void bind(py::module_& module, const std::string& suffix) {
 
 PYBIND11_MODULE(_native, module) {
     module.doc() = "Compiled sparse kernels of sb3_sparse";
+    // Raised whenever what Python calls here changes: a module that was built from other sources is not used
+    module.attr("INTERFACE") = 2;
     module.def("available_sets", &available_sets);
     module.def("choose_set", &choose_set);
     module.def("active_set", [] { return std::string(kernels<float>()->name); });
