@@ -22,6 +22,17 @@ def devices_of(module: nn.Module) -> list[th.device]:
     return list(dict.fromkeys(tensor.device for tensor in tensors))
 
 
+def devices_in_use() -> list[th.device]:
+    """
+    Every CUDA device whose random stream has begun. Seeding torch (``th.manual_seed``) seeds them all.
+
+    :return: The devices; none where nothing was done with CUDA so far, whose streams begin where seeding puts them.
+    """
+    if not (th.cuda.is_available() and th.cuda.is_initialized()):
+        return []
+    return [th.device("cuda", index) for index in range(th.cuda.device_count())]
+
+
 @contextmanager
 def undisturbed_randomness(devices: Iterable[th.device]) -> Iterator[None]:
     """
