@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from sb3_sparse.benchmark import compression, cortex_m, kernels, latency, overhead, samplers, step, train
-from sb3_sparse.utils.command_line import Refusal
+from sb3_sparse.utils.command_line import Parser, Refusal
 
 #: Names of a sub-command other than its module's, the present one first.
 NAMES = {"train": ["learn", "train"], "cortex_m": ["cortex-m"]}
@@ -18,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     :param arguments: Command line without the program; None for the process's own.
     """
-    parser = argparse.ArgumentParser(prog="python -m sb3_sparse.benchmark")
+    parser = Parser(prog="python -m sb3_sparse.benchmark")
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {
         overhead: "what the mechanism costs against the stock policy where torch multiplies",

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
 from sb3_sparse.checkpoint.run_checkpoint import RunCheckpoint
 from sb3_sparse.checkpoint.zoo import Plan, ZooFolder
+from sb3_sparse.utils.command_line import Parser
 from sb3_sparse.zoo.environments import require_packages
 
 
 def checkpoint_plan(arguments: Sequence[str]) -> tuple[Plan, list[str]]:
     """
+    Find out what a command line says about checkpoints.
+
     :param arguments: Command line of ``train``, without program and command.
     :return: What it says about checkpoints, and the rest.
     :raises ValueError: For values out of range, and anything that does not go with ``--resume``.
     :raises FileNotFoundError: If there is nothing to resume in a folder.
     """
-    parser = argparse.ArgumentParser(prog="sb3-sparse train", add_help=False, allow_abbrev=False)
+    parser = Parser(prog="sb3-sparse train", add_help=False, allow_abbrev=False)
     parser.add_argument("--checkpoint-every", type=int, metavar="STEPS")
     parser.add_argument("--checkpoint-minutes", type=float, metavar="MINUTES")
     parser.add_argument("--checkpoint-keep", type=int, metavar="N")
@@ -44,6 +46,8 @@ def checkpoint_plan(arguments: Sequence[str]) -> tuple[Plan, list[str]]:
 
 def resumed_command_line(plan: Plan) -> list[str]:
     """
+    Make the command line of a run that goes on.
+
     :param plan: A plan with the folder of a run.
     :return: Arguments for rl-zoo3's train.
     :raises ImportError: If a package that the environment needs is not installed.

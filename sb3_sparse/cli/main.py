@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sb3_sparse.sweeps.arguments import add_compare_arguments, add_sweep_arguments
 from sb3_sparse.tuning.arguments import add_tune_arguments, with_question
-from sb3_sparse.utils.command_line import Refusal
+from sb3_sparse.utils.command_line import Parser, Refusal
 
 DESCRIPTION = "Sparse training for Stable-Baselines3"
 ZOO_HELP = {
@@ -189,7 +189,7 @@ def _add_card_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the arguments that are handed on to rl-zoo3."""
-    parser = argparse.ArgumentParser(prog="sb3-sparse", description=DESCRIPTION)
+    parser = Parser(prog="sb3-sparse", description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in ZOO_HELP.items():
         commands.add_parser(name, help=text, add_help=False)

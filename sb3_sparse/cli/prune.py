@@ -65,6 +65,8 @@ def finetune(model: BaseAlgorithm, n_steps: int) -> None:
 
 def output_file(file: Path, output: str | Path | None, *, force: bool) -> Path:
     """
+    Say where the pruned model goes.
+
     :param file: The model that is pruned.
     :param output: Where the new one shall go. None: ``<model>-pruned.zip`` beside it.
     :param force: Whether a file that is there may be replaced.

@@ -14,11 +14,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 import sb3_sparse  # noqa: F401  # registers the policies
 from sb3_sparse.tuning.merge import supported_algorithms
+from sb3_sparse.utils.command_line import Parser
 from sb3_sparse.zoo.environments import require_packages
 from sb3_sparse.zoo.presets import preset_file
+from sb3_sparse.zoo.sections import check_hyperparameters, read_section, zoo_configuration
 
 COMMANDS = ("train", "enjoy")
 #: Where rl-zoo3's train puts its results. Its enjoy looks elsewhere, and downloads what it does not find there.
@@ -66,7 +69,7 @@ def zoo_arguments(command: str, arguments: Sequence[str]) -> list[str]:
 
 def _parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """What of a command line is not handed on as it is, and the rest."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = Parser(prog=f"sb3-sparse {command}", add_help=False, allow_abbrev=False)
     parser.add_argument("--algo", default="ppo")
     parser.add_argument("--env")
     parser.add_argument("-conf", "--conf-file")
@@ -86,7 +89,7 @@ def _trial_configuration(known: argparse.Namespace, configuration: str | None) -
     Write what a trial trained to a configuration file of its own in the log folder. rl-zoo3 ignores a ``--trial-id`` of 0, and
     merges others over a configuration that may have changed since.
     """
-    from sb3_sparse.tuning.files import read_section, write_section, zoo_configuration
+    from sb3_sparse.tuning.files import write_section
     from sb3_sparse.tuning.trials import found_section
 
     if known.storage is None or known.study_name is None:
@@ -105,6 +108,27 @@ def _trial_configuration(known: argparse.Namespace, configuration: str | None) -
     return file
 
 
+def _section(arguments: Sequence[str], handed_on: Sequence[str]) -> dict[str, Any]:
+    """
+    What a training is configured with: the environment's section, and what the command line says instead.
+
+    :raises ValueError: For a configuration that there is not, and names that the algorithm does not know.
+    """
+    from rl_zoo3.utils import ALGOS, StoreDict
+
+    known, _ = _parse("train", arguments)
+    configuration = _parse("train", handed_on)[0].conf_file or zoo_configuration(known.algo)
+    parser = Parser(prog="sb3-sparse train", add_help=False, allow_abbrev=False)
+    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
+    parser.add_argument("-n", "--n-timesteps", type=int, default=-1)
+    given = parser.parse_known_args(list(arguments))[0]
+    # As rl-zoo3 does
+    steps = {"n_timesteps": given.n_timesteps} if given.n_timesteps > 0 else {}
+    section = {**read_section(configuration, known.env or _DEFAULT_ENV), **given.hyperparams, **steps}
+    check_hyperparameters(ALGOS[known.algo], section)
+    return section
+
+
 def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> list[str] | None:
     """
     The names after ``--search``, once everything that rl-zoo3 would only find out after its first trials is known to be well.
@@ -114,30 +138,19 @@ def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> lis
         if known.search is not None:
             raise ValueError(f"`--search` {known.search!r} says what `--optimize` searches: give that too")
         return None
-    from rl_zoo3.utils import StoreDict
-
-    from sb3_sparse.tuning.files import read_section, zoo_configuration
     from sb3_sparse.tuning.spaces import check_configuration, check_searches
     from sb3_sparse.tuning.trials import check_study, open_study
     from sb3_sparse.tuning.zoo import require_pandas
 
     require_pandas()
-    env = known.env or _DEFAULT_ENV
     if known.storage is not None and known.study_name is not None:
         # Whatever is not there yet, rl-zoo3 makes
         with suppress(FileNotFoundError, LookupError):
-            check_study(open_study(known.storage, known.study_name), known.algo, env)
+            check_study(open_study(known.storage, known.study_name), known.algo, known.env or _DEFAULT_ENV)
     if known.search is None:
         return None
     names = check_searches(known.search, known.algo)
-    section = read_section(_parse("train", handed_on)[0].conf_file or zoo_configuration(known.algo), env)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
-    parser.add_argument("-n", "--n-timesteps", type=int, default=-1)
-    given = parser.parse_known_args(list(arguments))[0]
-    # As rl-zoo3 does
-    steps = {"n_timesteps": given.n_timesteps} if given.n_timesteps > 0 else {}
-    check_configuration(names, known.algo, {**section, **given.hyperparams, **steps})
+    check_configuration(names, known.algo, _section(arguments, handed_on))
     return names
 
 
@@ -161,6 +174,11 @@ def run(command: str, arguments: Sequence[str]) -> None:
         sys.argv = [f"sb3-sparse {command}", *handed_on]
         try:
             script()
+        except AssertionError as error:
+            if is_training or "was not found" not in str(error):
+                raise
+            # A folder without such a run
+            raise ValueError(error) from error
         finally:
             sys.argv = own
 
@@ -176,6 +194,8 @@ def _prepare_training(arguments: Sequence[str], contexts: ExitStack) -> list[str
     if plan.run is not None:
         return resumed_command_line(plan)
     handed_on = zoo_arguments("train", rest)
+    if not {"-h", "--help"} & set(rest):
+        _section(rest, handed_on)
     register_searches()
     contexts.enter_context(searching(_checked_searches(rest, handed_on)))
     return handed_on

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -26,6 +26,19 @@ class Refusal(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake as commands do: in one line, with exit code 2. ``-h`` shows what there is."""
+
+    def error(self, message: str) -> NoReturn:
+        """
+        Refuse a command line.
+
+        :param message: What is wrong with it.
+        :raises Refusal: Always.
+        """
+        raise Refusal(self.prog, f"{message} (-h says what there is)")
 
 
 def hyperparameter(text: str) -> tuple[str, Any]:

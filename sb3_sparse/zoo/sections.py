@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from sb3_sparse.zoo.presets import section_key
 
 def plain(value: Any) -> Any:
     """
+    Copy what a YAML file can hold.
+
     :param value: Anything a YAML file can hold, or else.
     :return: A copy without shared parts, maps as dicts.
     """
@@ -26,6 +30,8 @@ def plain(value: Any) -> Any:
 
 def zoo_configuration(algo: str) -> str:
     """
+    Find the configuration file that rl-zoo3 takes if none is named.
+
     :param algo: rl-zoo3's name of an algorithm.
     :return: Path of the configuration file that rl-zoo3 takes if none is named.
     """
@@ -36,7 +42,34 @@ def zoo_configuration(algo: str) -> str:
     return str(folder / "hyperparams" / f"{algo}.yml")
 
 
+#: Entries of a section that rl-zoo3 reads itself; all others are arguments of the algorithm.
+ZOO_ENTRIES = (
+    *("callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps"),
+    *("noise_std", "noise_type", "normalize", "vec_env_wrapper"),
+)
+
+
+def check_hyperparameters(algorithm: type, section: Mapping[str, Any]) -> None:
+    """
+    Refuse names that rl-zoo3 would hand on to an algorithm which does not know them, once environments and folders are made.
+
+    :param algorithm: The algorithm.
+    :param section: A section, with what the command line adds.
+    :raises ValueError: Naming the first such entry.
+    """
+    known = [*list(inspect.signature(algorithm).parameters), *ZOO_ENTRIES]
+    for name in section:
+        if name not in known:
+            close = get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"hyperparameter {name!r} is unknown to {algorithm.__name__}{hint}; known are: {', '.join(known)}"
+            )
+
+
 def _load(configuration: str) -> Mapping[str, Any]:
+    if configuration.endswith((".yml", ".yaml", ".py")) and not Path(configuration).is_file():
+        raise FileNotFoundError(f"`conf-file` {configuration}: there is no such file")
     if configuration.endswith((".yml", ".yaml")):
         try:
             sections = yaml.safe_load(Path(configuration).read_text())
@@ -77,6 +110,8 @@ def read_section(configuration: str, env: str) -> dict[str, Any]:
 
 def as_yaml(env: str, section: Mapping[str, Any]) -> str:
     """
+    Write a section as a configuration file.
+
     :param env: Id of the environment.
     :param section: Its section.
     :return: Text of a configuration file that holds it and nothing else.
