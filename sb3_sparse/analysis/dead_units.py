@@ -92,6 +92,8 @@ class Matrix:
 @dataclass
 class DeadUnits:
     """
+    What a search for dead units has found.
+
     :param alive: By layer name, bool: the units that are needed.
     :param no_inputs: By layer name, how many units had no inputs (and some outputs).
     :param no_outputs: By layer name, how many had no outputs.
@@ -250,6 +252,8 @@ def _spread(layer: nn.Module, reader: nn.Module) -> int:
 
 def find_hidden(policy: nn.Module) -> list[Hidden]:
     """
+    Find the hidden layers of a policy.
+
     :param policy: A policy, stock or sparse.
     :return: Its hidden layers whose units can be told apart, inputs first. Features extractors other than ``NatureCNN`` have
         none, and neither have features that an LSTM reads.

@@ -10,13 +10,14 @@ by the positions that exist instead of by all. Where a policy has other modules 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch as th
 from torch import nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from sb3_sparse.nn.layers import SPARSE_CLASSES, SparseLayer
@@ -25,6 +26,8 @@ from sb3_sparse.nn.layers import SPARSE_CLASSES, SparseLayer
 @dataclass
 class Flops:
     """
+    FLOPs of a computation, sparse and dense.
+
     :param sparse: FLOPs counted from the positions that exist.
     :param dense: FLOPs of the same computation by the dense twin.
     """
@@ -46,6 +49,8 @@ class Flops:
 
 def n_active(layer: nn.Module) -> int:
     """
+    Count the positions of a layer's weight that exist.
+
     :param layer: A layer with a ``weight``.
     :return: Positions of its weight that exist; all of them for a layer without a mask.
     """
@@ -63,6 +68,17 @@ def _applications(layer: nn.Module, output: th.Tensor) -> int:
 
 def _recurrent_weights(module: nn.RNNBase) -> int:
     return sum(parameter.numel() for name, parameter in module.named_parameters() if name.startswith("weight"))
+
+
+def _outputs(value: Any) -> Iterator[th.Tensor]:
+    """Tensors of what a recurrent layer returns: its sequence, packed or not, and its last states."""
+    if isinstance(value, PackedSequence):
+        yield value.data
+    elif isinstance(value, th.Tensor):
+        yield value
+    else:
+        for item in value:
+            yield from _outputs(item)
 
 
 def _has_others(module: nn.Module) -> bool:
@@ -98,7 +114,7 @@ class _Recorder:
         assert isinstance(layer.weight, th.Tensor)
         applications = _applications(layer, output)
         once = Flops(2.0 * n_active(layer) * applications, 2.0 * layer.weight.numel() * applications)
-        self._record(once, output, layer.weight.requires_grad + inputs[0].requires_grad, seen=True)
+        self._record(once, [output], layer.weight.requires_grad + inputs[0].requires_grad, seen=True)
 
     def before_recurrent(self, module: nn.Module, inputs: Any) -> None:
         if self.counter is not None:
@@ -107,15 +123,26 @@ class _Recorder:
     def on_recurrent(self, module: nn.RNNBase, inputs: tuple[Any, ...], output: tuple[Any, Any]) -> None:
         if self.counter is not None and self.counter.get_total_flops() != self._before[module]:
             return  # not fused here: torch's counter sees its products
-        steps = inputs[0].numel() // module.input_size
+        # Sequences of several lengths are packed into one: [steps of all of them, size]
+        sequence = inputs[0].data if isinstance(inputs[0], PackedSequence) else inputs[0]
+        steps = sequence.numel() // module.input_size
         n_flops = 2.0 * _recurrent_weights(module) * steps
-        self._record(Flops(n_flops, n_flops), output[0], 2, seen=False)
+        self._record(Flops(n_flops, n_flops), _outputs(output), 2, seen=False)
 
-    def _record(self, once: Flops, output: th.Tensor, backward_products: int, *, seen: bool) -> None:
+    def _record(self, once: Flops, outputs: Iterable[th.Tensor], backward_products: int, *, seen: bool) -> None:
         self._add(once, seen)
-        if output.requires_grad:
-            # Fires only if this call's output takes part in a backward pass
-            output.register_hook(lambda grad: self._add(once * backward_products, seen))
+        is_counted = False
+
+        def on_backward(gradient: th.Tensor) -> None:
+            nonlocal is_counted
+            if not is_counted:
+                is_counted = True
+                self._add(once * backward_products, seen)
+
+        for output in outputs:
+            if output.requires_grad:
+                # Fires only if this call's output takes part in a backward pass
+                output.register_hook(on_backward)
 
     def _add(self, flops: Flops, seen: bool) -> None:
         self._hooked += flops

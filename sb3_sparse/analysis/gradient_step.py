@@ -116,6 +116,8 @@ _UPDATES: dict[type[BaseAlgorithm], Callable[..., list[tuple[Update, float]]]] =
 
 def batch_size(model: BaseAlgorithm) -> int:
     """
+    Say how many samples one gradient step of a model uses.
+
     :param model: A model of any algorithm.
     :return: How many samples one gradient step uses.
     """

@@ -39,6 +39,8 @@ def network_output(model: BaseAlgorithm, observation: Any) -> np.ndarray:
 
 def integer_forward(model: BaseAlgorithm, observation: Any) -> np.ndarray:
     """
+    Compute the output of a quantized network with integers.
+
     :func:`network_output` of a quantized model computed with integers, as :mod:`sb3_sparse.quantization.integer` defines it.
     On a CPU ``predict`` answers the same to the last bit, if every quantized layer has quantized inputs.
 

@@ -25,6 +25,8 @@ BYTES_PER_VALUE = 4  # fp32
 
 def weight_bits(layer: nn.Module) -> int:
     """
+    Say how many bits a value of a layer's weight takes when it is packed.
+
     :param layer: A layer.
     :return: Bits that each value of its weight takes when it is packed: its attribute ``weight_bits`` if it has one (a
         quantized layer), otherwise 32.
@@ -35,6 +37,8 @@ def weight_bits(layer: nn.Module) -> int:
 @dataclass(frozen=True)
 class LayerReport:
     """
+    What the report says of one prunable layer.
+
     :param name: Path in the policy.
     :param network: The network the layer belongs to.
     :param shape: Shape of its weight.
