@@ -222,6 +222,8 @@ class DynamicNStepReplayBuffer(NStepReplayBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """
+        Make samples of the present step length from rows.
+
         :param batch_inds: Rows to start from, ``[batch]``; of each, one environment is drawn.
         :param env: Normalises observations and rewards if given.
         :return: The samples.

@@ -167,6 +167,8 @@ class TopologyCallback(TrainingCallback[TopologyEvent]):
 
     def state(self, network: str) -> TopologyState:
         """
+        What this callback remembers of a network.
+
         :param network: Name of a network.
         :return: What this callback remembers of it.
         """

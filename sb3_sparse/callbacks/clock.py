@@ -87,6 +87,8 @@ class Clock:
 
     def has_started(self, timestep: int) -> bool:
         """
+        Whether the start of the clock has come.
+
         :param timestep: Environment step.
         :return: Whether the start has come.
         """
@@ -94,6 +96,8 @@ class Clock:
 
     def has_stopped(self, timestep: int) -> bool:
         """
+        Whether the clock has stopped.
+
         :param timestep: Environment step.
         :return: Whether there is a stop and it has come.
         """
@@ -101,6 +105,8 @@ class Clock:
 
     def progress(self, timestep: int) -> float:
         """
+        How far the training is between start and stop.
+
         :param timestep: Environment step.
         :return: Progress from start to stop, in [0, 1]; schedules run over it.
         """
@@ -108,6 +114,8 @@ class Clock:
 
     def ticks(self, timestep: int) -> int:
         """
+        Count the ticks up to an environment step.
+
         :param timestep: Environment step.
         :return: How many ticks there have been by then, those outside of start and stop included. With the unit
             ``"steps"`` this says nothing: another clock is counted on.
@@ -116,6 +124,8 @@ class Clock:
 
     def on_beat(self, timestep: int, step: int, ticks_done: int) -> bool:
         """
+        Whether a step is one at which the clock ticks.
+
         :param timestep: Environment step.
         :param step: Step of the network's optimizer, counted from 1.
         :param ticks_done: What :meth:`ticks` said at the last update.
@@ -125,6 +135,8 @@ class Clock:
 
     def is_due(self, timestep: int, step: int, ticks_done: int) -> bool:
         """
+        Whether something is to be done at a step.
+
         :param timestep: Environment step.
         :param step: Step of the network's optimizer, counted from 1.
         :param ticks_done: What :meth:`ticks` said at the last update.
@@ -152,6 +164,8 @@ class DividedClock(Clock):
 
     def ticks(self, timestep: int) -> int:
         """
+        Count the ticks up to an environment step.
+
         :param timestep: Environment step.
         :return: How many of the ticks there have been by then.
         """
@@ -159,6 +173,8 @@ class DividedClock(Clock):
 
     def is_due(self, timestep: int, step: int, ticks_done: int) -> bool:
         """
+        Whether something is to be done at a step.
+
         :param timestep: Environment step.
         :param step: Step of the network's optimizer; not used.
         :param ticks_done: What :meth:`ticks` said at the last update.

@@ -144,6 +144,8 @@ class GradualPruning(TopologyCallback):
 
     def state(self, network: str) -> PruningState:
         """
+        What this callback remembers of a network.
+
         :param network: Name of a network.
         :return: What this callback remembers of it.
         """
@@ -151,6 +153,8 @@ class GradualPruning(TopologyCallback):
 
     def _n_final(self, network: str, names: Sequence[str]) -> int:
         """
+        Say how many positions are left of a network in the end.
+
         :param network: Name of the network.
         :param names: Those of its layers that are pruned; others that could be are not counted at all.
         :return: Positions that these layers have in the end.
@@ -166,6 +170,8 @@ class GradualPruning(TopologyCallback):
 
     def _check_goal(self, network: str) -> bool:
         """
+        Compare what is there with what is to be left.
+
         :return: Whether there is anything to prune.
         :raises ValueError: If the network is sparser already.
         """

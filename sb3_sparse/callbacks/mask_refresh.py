@@ -102,6 +102,8 @@ class MaskRefresh(TopologyCallback):
 
     def state(self, network: str) -> RefreshState:
         """
+        What this callback remembers of a network.
+
         :param network: Name of a network.
         :return: What this callback remembers of it.
         """

@@ -17,6 +17,8 @@ from sb3_sparse.utils.renamed import renamed_arguments
 
 def refuse_other_settings(sparsifier: Sparsifier, quantizers: Mapping[str, Quantizer]) -> None:
     """
+    Refuse layers that are quantized in another way than asked for.
+
     :param sparsifier: Of the policy.
     :param quantizers: Quantizers by layer name.
     :raises ValueError: If one of the layers is quantized with other settings.

@@ -252,6 +252,8 @@ class DynamicReplayCapacity(_ReplayCallback[CapacityEvent]):
 
     def _mean_actions(self, *, warm_up: bool) -> np.ndarray:
         """
+        What the policy would have done without noise.
+
         :param warm_up: Whether ``learning_starts`` had not been reached when the actions were chosen.
         :return: Actions without noise for the observations from which the environments were just stepped, scaled to [-1, 1],
             ``[n_envs, action_dim]``; what was done if it did not come from the policy.
@@ -299,6 +301,8 @@ class DynamicReplayCapacity(_ReplayCallback[CapacityEvent]):
 
     def _rows_to_pop(self, buffer: DynamicNStepReplayBuffer) -> int:
         """
+        How many of the oldest rows are to be dropped.
+
         :return: The fewest rows, at least one if ``min_size`` allows it, after which the mean distance of the transitions
             that are then oldest is at most the threshold; if there is no such number, as many as leave ``min_size``.
         """

@@ -115,6 +115,8 @@ class SET(TopologyCallback):
 
     def growth_scores(self, layer: SparseLayer) -> th.Tensor:
         """
+        Score the positions of a layer for growth: at random.
+
         :param layer: A layer.
         :return: Score of every position, shape of its weight; the highest are grown.
         """
@@ -146,6 +148,8 @@ class SET(TopologyCallback):
 
     def state(self, network: str) -> DropAndGrowState:
         """
+        What this callback remembers of a network.
+
         :param network: Name of a network.
         :return: What this callback remembers of it.
         """
@@ -255,6 +259,8 @@ class RigL(SET):
 
     def growth_scores(self, layer: SparseLayer) -> th.Tensor:
         """
+        Score the positions of a layer for growth: by the magnitude of its dense gradient.
+
         :param layer: A layer.
         :return: Magnitude of its dense gradient.
         :raises RuntimeError: If it has a gradient that no backward pass brought: the optimizer was stepped by hand.

@@ -21,6 +21,8 @@ _KNOWN = ("rl_zoo3", "sb3_contrib", "sb3_sparse", "stable_baselines3")
 
 def children_of(callback: BaseCallback) -> dict[str, BaseCallback]:
     """
+    Find the callbacks that a callback calls.
+
     :param callback: A callback.
     :return: Callbacks that it calls, by where it holds them.
     """
@@ -37,6 +39,8 @@ def children_of(callback: BaseCallback) -> dict[str, BaseCallback]:
 
 def walk(callback: BaseCallback, path: str = "callback") -> Iterator[tuple[str, BaseCallback]]:
     """
+    Find all callbacks of a training.
+
     :param callback: The callback of a training.
     :param path: How it is called.
     :return: It and all that it calls, each once, with their paths.
@@ -53,6 +57,8 @@ def walk(callback: BaseCallback, path: str = "callback") -> Iterator[tuple[str, 
 
 def environments_of(callback: BaseCallback) -> dict[str, VecEnv]:
     """
+    Find the environments that a callback holds.
+
     :param callback: A callback.
     :return: Environments of its own, by attribute.
     """
@@ -67,6 +73,8 @@ def _values(callback: BaseCallback) -> dict[str, Any]:
 
 def given_arguments(callback: BaseCallback) -> dict[str, Any]:
     """
+    Read the arguments of a callback's constructor off the callback.
+
     :param callback: A callback.
     :return: Arguments of its constructor that it, its clock or its configuration keeps under their names.
     """
@@ -85,6 +93,8 @@ def _matters(argument: str) -> bool:
 
 def speaks_for_itself(callback: BaseCallback) -> bool:
     """
+    Whether a callback says itself what its state is.
+
     :param callback: A callback.
     :return: Whether it has ``checkpoint_state()`` and ``restore_checkpoint_state(state)``.
     """
@@ -132,6 +142,8 @@ class CallbackRecorder:
 
     def save(self, encoder: Encoder) -> dict[str, Any]:
         """
+        Save what the callbacks remember.
+
         :param encoder: Encodes values.
         :return: By path, all attributes that are data.
         """
@@ -157,6 +169,8 @@ class CallbackRecorder:
 
 def restore_callbacks(root: BaseCallback, saved: Mapping[str, Any], decoder: Decoder) -> None:
     """
+    Give the callbacks of a training what others like them remembered.
+
     :param root: The callback of the training that goes on.
     :param saved: What :meth:`CallbackRecorder.save` gave.
     :param decoder: Decodes it.
@@ -175,6 +189,8 @@ def restore_callbacks(root: BaseCallback, saved: Mapping[str, Any], decoder: Dec
 
 def constructor_arguments(callback: BaseCallback) -> dict[str, Any] | None:
     """
+    Find the arguments that would make another callback like a given one.
+
     :param callback: A callback, before its first step.
     :return: Arguments that make another like it, as JSON; None if they cannot be read off it.
     """
@@ -196,6 +212,8 @@ def constructor_arguments(callback: BaseCallback) -> dict[str, Any] | None:
 
 def makers_of(root: BaseCallback, without: BaseCallback) -> dict[str, Any]:
     """
+    Say how the callbacks of a training can be made anew.
+
     :param root: The callback of a training.
     :param without: The one that writes the checkpoint.
     :return: What :func:`make_callbacks` makes the others from, as JSON.
@@ -215,6 +233,8 @@ def makers_of(root: BaseCallback, without: BaseCallback) -> dict[str, Any]:
 
 def make_callbacks(makers: Mapping[str, Any], names: Names) -> list[BaseCallback] | None:
     """
+    Make the callbacks of a training anew.
+
     :param makers: What :func:`makers_of` gave.
     :param names: Finds their classes.
     :return: New callbacks; None if there was no list of them.

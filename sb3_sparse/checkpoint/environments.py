@@ -50,6 +50,8 @@ _OF_CHAIN = frozenset({"env", "spec", "_cached_spec", "metadata", "_metadata", "
 
 def ignores(value: Any) -> bool:
     """
+    Whether an attribute of an environment need not be kept.
+
     :param value: Value of an environment's attribute.
     :return: Whether it is code, or draws, and so does not change.
     """
@@ -59,6 +61,8 @@ def ignores(value: Any) -> bool:
 
 def layers_of(env: gym.Env) -> list[gym.Env]:
     """
+    List an environment and what it wraps.
+
     :param env: An environment.
     :return: It and all that it wraps, from the outside in.
     """
@@ -118,6 +122,8 @@ def decode_native(node: dict[str, Any], live: Any, decoder: Decoder) -> Any:
 
 def parts_of(space: spaces.Space) -> list[spaces.Space]:
     """
+    List the spaces that a space is made of.
+
     :param space: A space.
     :return: The spaces that it is made of.
     """
@@ -200,6 +206,8 @@ def new_encoder() -> Encoder:
 
 def encode_environment(env: gym.Env, encoder: Encoder, path: str) -> Any:
     """
+    Encode the state of an environment.
+
     :param env: An environment with its wrappers.
     :param encoder: Made by :func:`new_encoder`.
     :param path: Where it is, for errors.
@@ -229,6 +237,8 @@ def _encode_layer(layer: gym.Env, encoder: Encoder, path: str) -> dict[str, Any]
 
 def lost(node: Any) -> list[str]:
     """
+    Say what of an environment's state could not be kept.
+
     :param node: What :func:`encode_environment` gave.
     :return: What of the environment cannot be kept; empty if it goes on exactly.
     """
@@ -237,6 +247,8 @@ def lost(node: Any) -> list[str]:
 
 def living(env: gym.Env, path: str) -> dict[str, Any]:
     """
+    Find what references to an environment's layers stand for.
+
     :param env: An environment with its wrappers.
     :param path: As it was given to :func:`encode_environment`.
     :return: What references to its layers stand for.

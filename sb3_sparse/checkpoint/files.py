@@ -63,6 +63,8 @@ def rename(source: Path, target: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """
+    Make a folder that survives a crash.
+
     :param folder: A folder to make, with those above it; it may be there.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -70,6 +72,8 @@ def make_folder(folder: Path) -> None:
 
 def remove(path: Path) -> None:
     """
+    Remove a file or a folder.
+
     :param path: A file or a folder with all that is in it; it need not be there.
     """
     if path.is_dir() and not path.is_symlink():

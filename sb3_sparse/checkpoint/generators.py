@@ -11,6 +11,8 @@ import torch as th
 
 def save_generators() -> dict[str, Any]:
     """
+    Save the states of all random streams.
+
     :return: The states of all random streams of the process.
     """
     state: dict[str, Any] = {
@@ -26,6 +28,8 @@ def save_generators() -> dict[str, Any]:
 
 def restore_generators(state: dict[str, Any]) -> None:
     """
+    Put all random streams back to where they were.
+
     :param state: What :func:`save_generators` gave.
     """
     random.setstate(state["python"])

@@ -12,6 +12,8 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 def is_learning(model: BaseAlgorithm) -> bool:
     """
+    Whether a model is in training.
+
     :param model: A model.
     :return: Whether some thread of this process is in its ``learn()``.
     """
@@ -26,6 +28,8 @@ def is_learning(model: BaseAlgorithm) -> bool:
 
 def while_learning(model: BaseAlgorithm) -> Callable[[], bool]:
     """
+    Make a question that asks whether a model is in training.
+
     :param model: A model, which is not kept alive.
     :return: Says whether it is there and learning.
     """

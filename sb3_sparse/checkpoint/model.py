@@ -28,6 +28,8 @@ _OF_TRAINING = ("start_time",)
 
 def save_model(model: BaseAlgorithm, encoder: Encoder, *, allow_pickle: bool) -> tuple[dict[str, Any], list[str]]:
     """
+    Save the state of an algorithm.
+
     :param model: An algorithm.
     :param encoder: Encodes its values.
     :param allow_pickle: Whether attributes that are no data (a learning rate that is a lambda, a policy class of the main
@@ -80,6 +82,8 @@ def _exploration(model: BaseAlgorithm) -> Any:
 
 def pickles_of(state: Mapping[str, Any]) -> list[str]:
     """
+    List what of a model's state is pickled.
+
     :param state: What :func:`save_model` gave.
     :return: Names of attributes that are pickled.
     """

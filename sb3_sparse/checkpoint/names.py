@@ -39,6 +39,8 @@ class CannotEncode(ValueError):
 
 def name_of(value: type | Callable[..., Any]) -> str:
     """
+    Name a class or a function so that another process finds it.
+
     :param value: A class or a function of a module.
     :return: ``"module:qualified.name"``.
     :raises LookupError: If it cannot be found again under that name in another process.
@@ -80,6 +82,8 @@ class Names:
 
     def may_make(self, name: str) -> bool:
         """
+        Whether a file may ask for an instance of a class.
+
         :param name: What :func:`name_of` gave.
         :return: Whether a file may ask for an instance of that class, whatever it is.
         """
@@ -87,6 +91,8 @@ class Names:
 
     def find(self, name: str, kind: type = object) -> Any:
         """
+        Find the class or function of a name.
+
         :param name: What :func:`name_of` gave.
         :param kind: What a class must be a subclass of.
         :return: The class or function.
@@ -118,6 +124,8 @@ _COMPILED = (
 
 def is_python_class(cls: type) -> bool:
     """
+    Whether the instances of a class are made of nothing but attributes.
+
     :param cls: A class.
     :return: Whether an instance is made of nothing but its attributes: it was written in Python, and so was all it extends.
     """

@@ -68,6 +68,8 @@ _LONG = 16
 
 def kind_of(value: Any) -> str:
     """
+    Say what a value is.
+
     :param value: A value.
     :return: Its class with its module; some classes of compiled modules have neither.
     """
@@ -77,6 +79,8 @@ def kind_of(value: Any) -> str:
 
 def attributes_of(value: Any) -> dict[str, Any]:
     """
+    List the attributes of an object.
+
     :param value: An instance of a class written in Python.
     :return: Its attributes, those in slots included.
     """
@@ -134,6 +138,8 @@ class Encoder:
 
     def array(self, value: np.ndarray, path: str) -> str:
         """
+        Put an array among the arrays of the state.
+
         :param value: An array of numbers.
         :param path: Where it is.
         :return: Its name among the arrays.
@@ -144,6 +150,8 @@ class Encoder:
 
     def encode(self, value: Any, path: str) -> Any:
         """
+        Encode a value.
+
         :param value: A value.
         :param path: Where it is, for errors and for the names of arrays.
         :return: What JSON can hold.
@@ -232,6 +240,8 @@ class Encoder:
 
     def attributes(self, value: Any, path: str, skip: frozenset[str] = frozenset()) -> dict[str, Any]:
         """
+        Encode the attributes of an object.
+
         :param value: An instance of a class written in Python.
         :param path: Where it is.
         :param skip: Names of attributes that are left out.
@@ -316,6 +326,8 @@ class Encoder:
 
     def finish(self, tree: Any) -> Any:
         """
+        Mark the values that several places share.
+
         :param tree: What :meth:`encode` gave, all of it.
         :return: The same with every value that several places share marked where it is.
         """
@@ -384,6 +396,8 @@ class Decoder:
 
     def decode(self, node: Any, live: Any = None) -> Any:
         """
+        Decode a node.
+
         :param node: A node of the tree.
         :param live: What stands in its place now. Generators, tensors and objects of the same class are changed in place,
             so that whoever holds them sees it.
@@ -533,6 +547,8 @@ class Decoder:
 
     def set_attributes(self, value: Any, attributes: Mapping[str, Any]) -> None:
         """
+        Give an object the attributes that were encoded.
+
         :param value: An object.
         :param attributes: What :meth:`Encoder.attributes` gave.
         """
@@ -579,6 +595,8 @@ _DECODERS: dict[str, Callable[[Decoder, Any, Any], Any]] = {
 
 def fingerprint(value: Any, path: str = "") -> str | None:
     """
+    Make a text by which values can be compared.
+
     :param value: A value.
     :param path: Where it is.
     :return: Text that is the same only for the same value, None if it cannot be encoded.

@@ -53,6 +53,8 @@ class Segment:
 
 def row_arrays(buffer: ReplayBuffer) -> dict[str, np.ndarray]:
     """
+    List the arrays of a replay buffer that have rows.
+
     :param buffer: A replay buffer.
     :return: Its arrays with one entry for each row, by name; those of Dict observations as ``"observations/<key>"``.
     """
@@ -129,6 +131,8 @@ class ReplayRecorder:
     @staticmethod
     def plain_state(buffer: ReplayBuffer, encoder: Encoder) -> dict[str, Any]:
         """
+        Encode what of a replay buffer is no row.
+
         :param buffer: A replay buffer.
         :param encoder: Encodes it.
         :return: What of it is no row.
@@ -292,6 +296,8 @@ def read_replay(buffer: ReplayBuffer, node: Mapping[str, Any], store: Store, dec
 
 def restore_replay_state(buffer: ReplayBuffer, node: Mapping[str, Any], decoder: Decoder) -> None:
     """
+    Give a replay buffer what was recorded of one.
+
     :param buffer: The buffer.
     :param node: What :meth:`ReplayRecorder.record` gave.
     :param decoder: Decodes it.

@@ -27,6 +27,8 @@ class NoCheckpoint(FileNotFoundError):
 
 def find_store(folder: str | Path) -> Store:
     """
+    Find the checkpoints of a run.
+
     :param folder: A run's folder, or its ``checkpoints``.
     :return: Its checkpoints.
     :raises NoCheckpoint: If there are none.

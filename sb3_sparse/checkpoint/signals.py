@@ -54,6 +54,8 @@ class SignalWatch:
 
     def start(self, is_running: Callable[[], bool], processes: Sequence[Any] = ()) -> None:
         """
+        Begin to watch for signals.
+
         :param is_running: Whether the training is going on; when it is not, a signal is none of its business.
         :param processes: Processes of the environments, which leave signals to this one.
         """

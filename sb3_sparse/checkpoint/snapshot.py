@@ -45,6 +45,8 @@ _PACKAGES = ("sb3-sparse", "stable-baselines3", "sb3-contrib", "torch", "numpy",
 
 def about() -> dict[str, Any]:
     """
+    Say what bits depend on beside the state.
+
     :return: What bits depend on beside the state: versions of packages, the processor, and which engine can run.
     """
     versions = {}
@@ -128,6 +130,8 @@ class Recorder:
 
     def take(self, own: Mapping[str, Any], n_calls: int) -> Content:
         """
+        Take a snapshot of everything that the training is made of.
+
         :param own: Arguments of the callback that writes the checkpoint, JSON.
         :param n_calls: How often it was called.
         :return: Everything. Arrays may be the run's own, and change with it.
@@ -240,6 +244,8 @@ def _files_of(logger: Logger) -> list[Any]:
 
 def save_logger(logger: Logger, encoder: Encoder) -> dict[str, Any]:
     """
+    Save what a logger holds.
+
     :param logger: A logger.
     :param encoder: Encodes its values.
     :return: What was recorded and not yet written out, and what its text files hold.
@@ -269,6 +275,8 @@ def save_logger(logger: Logger, encoder: Encoder) -> dict[str, Any]:
 
 def restore_logger(logger: Logger, node: Mapping[str, Any], decoder: Decoder) -> None:
     """
+    Give a logger what another one held.
+
     :param logger: A logger.
     :param node: What :func:`save_logger` gave. Files go on after what they held, if the logger has the same outputs.
     :param decoder: Decodes it.
@@ -350,6 +358,8 @@ class Resumption:
 
     def make_callbacks(self) -> list[BaseCallback] | None:
         """
+        Make the other callbacks of the run anew.
+
         :return: The other callbacks of the run, made anew; None if there was no list of them.
         :raises ValueError: If one of them cannot be made.
         """
@@ -357,6 +367,8 @@ class Resumption:
 
     def make_model(self, env: VecEnv, device: th.device | str | None) -> BaseAlgorithm:
         """
+        Make the algorithm of the run.
+
         :param env: The environment.
         :param device: Where networks shall be; None: where they were.
         :return: The algorithm with its replay buffer, for a training that goes on.
@@ -383,6 +395,8 @@ class Resumption:
 
     def check_callbacks(self, recorder: CallbackRecorder) -> None:
         """
+        Compare the callbacks of the training that goes on with those of the run.
+
         :param recorder: Knows the callbacks of the training that goes on.
         :raises ValueError: If they are not those of the run.
         """

@@ -51,6 +51,8 @@ class Refused(ValueError):
 
 def pack(arrays: Mapping[str, np.ndarray]) -> memoryview:
     """
+    Pack arrays into one file.
+
     :param arrays: Arrays of numbers by name.
     :return: They as an ``.npz`` file.
     """
@@ -62,6 +64,8 @@ def pack(arrays: Mapping[str, np.ndarray]) -> memoryview:
 
 def unpack(data: bytes, names: list[str]) -> dict[str, np.ndarray]:
     """
+    Unpack arrays that :func:`pack` has packed.
+
     :param data: An ``.npz`` file.
     :param names: Names of its arrays.
     :return: Arrays by name.
@@ -157,6 +161,8 @@ class Store:
 
     def options(self) -> dict[str, Any]:
         """
+        Say how checkpoints of this run are written.
+
         :return: What :meth:`open` was told of how checkpoints are written.
         :raises ValueError: If that cannot be read.
         """
@@ -350,6 +356,8 @@ class Store:
 
     def manifest(self, step: int) -> dict[str, Any]:
         """
+        Read the manifest of a checkpoint.
+
         :param step: Environment step of a checkpoint.
         :return: Its manifest.
         :raises Refused: If it is not what was written.
@@ -358,6 +366,8 @@ class Store:
 
     def blob(self, digest: str) -> bytes:
         """
+        Read a blob.
+
         :param digest: Digest of a blob.
         :return: The data.
         :raises Refused: If it is not what was written.

@@ -38,6 +38,8 @@ _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP
 
 def wrappers_of(env: VecEnv) -> tuple[list[VecEnvWrapper], VecEnv]:
     """
+    List the wrappers of a vectorized environment.
+
     :param env: A vectorized environment.
     :return: Its wrappers from the outside in, and what they wrap.
     """
@@ -95,6 +97,8 @@ class _GiveMethod:
 
 def in_every_environment(env: VecEnv, action: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
     """
+    Do something in every environment, wherever it runs.
+
     :param env: Environments, without wrappers.
     :param action: ``"save"``, ``"restore"`` or ``"leave signals"``.
     :param arguments: Arguments for each.
@@ -135,6 +139,8 @@ def leave_signals(env: VecEnv) -> list[Any]:
 @dataclass
 class SavedVecEnv:
     """
+    The state of a vectorized environment.
+
     :param tree: The state as JSON.
     :param arrays: Arrays that it refers to.
     :param lost: Why episodes have to begin again; empty if they go on exactly.
@@ -149,6 +155,8 @@ class SavedVecEnv:
 
 def save_vec_env(env: VecEnv) -> SavedVecEnv:
     """
+    Save the state of a vectorized environment.
+
     :param env: A vectorized environment.
     :return: Its state. Arrays may be the environment's own, and change with it.
     """

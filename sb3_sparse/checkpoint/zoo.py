@@ -58,6 +58,8 @@ class ZooFolder:
     @classmethod
     def read(cls, folder: str | Path, *, allow_pickle: bool) -> ZooFolder:
         """
+        Read the folder of a run.
+
         :param folder: The folder.
         :param allow_pickle: Whether it may hold pickles and Python objects; strings of a configuration are evaluated by
             rl-zoo3 in any case.

@@ -16,11 +16,13 @@ from stable_baselines3.common.save_util import load_from_zip_file
 
 from sb3_sparse.policies.algorithms import SPARSE_POLICIES
 from sb3_sparse.utils.files import replacing
-from sb3_sparse.utils.randomness import undisturbed_randomness
+from sb3_sparse.utils.randomness import devices_in_use, undisturbed_randomness
 
 
 def find_model_file(path: str | Path) -> Path:
     """
+    Find a saved model.
+
     :param path: A model's zip, or a folder.
     :return: The zip; of a folder the model that was saved last in it or below.
     :raises FileNotFoundError: If there is none.
@@ -128,7 +130,8 @@ def load_model(path: Path, name: str | None = None) -> BaseAlgorithm:
     :raises ValueError: If the file is damaged or cannot be loaded, naming the entry.
     """
     algorithm = find_algorithm(path, name)
-    with undisturbed_randomness([]):
+    # A model that has a seed seeds every stream of torch's
+    with undisturbed_randomness(devices_in_use()):
         try:
             return load_without_buffer(algorithm, path, device="cpu")
         except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError, IndexError) as error:

@@ -43,6 +43,8 @@ class Saved:
     @classmethod
     def of(cls, model: BaseAlgorithm) -> Saved:
         """
+        Save a model, in memory.
+
         :param model: A model. Not changed.
         :return: What it would save, on its device.
         """
@@ -70,6 +72,8 @@ class Saved:
 
     def use_policy(self, policy_class: type, sparse_kwargs: Mapping[str, Any]) -> None:
         """
+        Choose another policy class.
+
         :param policy_class: The policy class from now on.
         :param sparse_kwargs: Its sparse ``policy_kwargs``, in place of those there were.
         """
@@ -81,6 +85,8 @@ class Saved:
 
     def drop(self, *, masks: bool, prefix: str) -> None:
         """
+        Drop entries of the policy's state dict.
+
         :param masks: Drop all masks of the policy.
         :param prefix: Drop what begins so.
         """

@@ -55,6 +55,8 @@ class _Choice:
 
     def given(self, masks: Mapping[str, Any]) -> dict[str, th.Tensor]:
         """
+        Check masks that were given.
+
         :param masks: Masks by layer name; layers that are not named stay as they are.
         :return: Checked, as tensors on the policy's device.
         :raises ValueError: For unknown layers, wrong types or shapes, and masks that cannot be.
@@ -84,6 +86,8 @@ class _Choice:
 
     def by_magnitude(self, scope: str) -> dict[str, th.Tensor]:
         """
+        Choose masks by magnitude.
+
         :param scope: ``"layer"`` or ``"global"``.
         :return: Masks of all layers.
         :raises ValueError: If something would have to grow, or with the global scope for N:M.
@@ -152,6 +156,8 @@ class _Choice:
 
     def describe(self, masks: Mapping[str, th.Tensor]) -> SparsityConfig:
         """
+        Say in ``policy_kwargs`` what masks are.
+
         :param masks: Masks of all layers.
         :return: What ``policy_kwargs`` shall say: what was asked for, or, if the counts are not those it means, the sparsity
             of every layer. Of N:M masks what was asked for in any case, for there a map cannot say more.

@@ -20,6 +20,8 @@ SCOPES = ("layer", "global")
 
 def magnitudes(weight: th.Tensor, mask: th.Tensor) -> th.Tensor:
     """
+    Score a weight's positions by magnitude.
+
     :param weight: A weight.
     :param mask: Bool, same shape: which positions exist.
     :return: Its magnitude, -inf where it does not exist. NaN, which a diverged network may hold, counts as 0.0, so that it
@@ -30,6 +32,8 @@ def magnitudes(weight: th.Tensor, mask: th.Tensor) -> th.Tensor:
 
 def largest_of_layer(pattern: Pattern, weight: th.Tensor, mask: th.Tensor, budget: Budget) -> th.Tensor:
     """
+    Choose the largest weights of a layer.
+
     :param pattern: The layer's pattern.
     :param weight: The weight.
     :param mask: Bool, same shape: a legal mask.
@@ -78,6 +82,8 @@ def largest_of_network(
 
 def rounding_of_network(patterns: Mapping[str, Pattern], weights: Mapping[str, th.Tensor]) -> int:
     """
+    Say by how much a network's number of positions may be missed.
+
     :param patterns: Pattern of every layer; not N:M.
     :param weights: The weights by layer.
     :return: By how many positions :func:`largest_of_network` may fall short: one less than the largest block has.
@@ -87,6 +93,8 @@ def rounding_of_network(patterns: Mapping[str, Pattern], weights: Mapping[str, t
 
 def check_scope(scope: str, distribution: Any) -> str:
     """
+    Check the argument ``scope``.
+
     :param scope: ``"layer"`` or ``"global"``.
     :param distribution: The distribution that was given beside it.
     :return: The scope.

@@ -10,6 +10,8 @@ Schedule = Callable[[float], float]
 
 def constant(progress: float) -> float:
     """
+    A schedule that does not change.
+
     :param progress: In [0, 1].
     :return: 1.0 throughout.
     """
@@ -29,6 +31,8 @@ def cosine(progress: float) -> float:
 
 def linear(progress: float) -> float:
     """
+    A schedule that falls evenly.
+
     :param progress: In [0, 1].
     :return: From 1.0 down to 0.0.
     """

@@ -21,6 +21,8 @@ from sb3_sparse.quantization.integer import (
 
 def convolution_of(layer: nn.Conv2d) -> Convolution:
     """
+    Say how a convolution moves over its input.
+
     :param layer: A convolution that pads with zeros.
     :return: Its geometry.
     """

@@ -130,6 +130,8 @@ class SparseLayer(nn.Module):
 
     def set_quantizer(self, quantizer: Quantizer | None) -> None:
         """
+        Quantize the layer, or make it a float layer again.
+
         :param quantizer: How to quantize the layer from now on; None: not at all.
         """
         # While there is none, it is a plain attribute: found faster than a submodule, and not in the layer's repr
@@ -173,6 +175,8 @@ class SparseLayer(nn.Module):
 
     def keep_own_mask(self, pattern: Pattern | None) -> None:
         """
+        Let a layer of a target network have a mask of its own, or not.
+
         :param pattern: From now on keep the largest weights that this pattern allows, see :meth:`settle`; None: follow the
             online mask again.
         """

@@ -48,6 +48,8 @@ _PER_POSITION = (
 
 def class_of(optimizer: th.optim.Optimizer) -> type[th.optim.Optimizer]:
     """
+    Say which class an optimizer is of.
+
     :param optimizer: An optimizer.
     :return: Its class, or the stock class that it stands for: what an engine makes of an optimizer says so by ``stands_for``.
     """
@@ -100,6 +102,8 @@ def refusal(optimizer: Any) -> str | None:
 
 def starts_elsewhere(optimizer: th.optim.Optimizer, key: str) -> bool:
     """
+    Whether a moment does not start at zero.
+
     :param optimizer: An optimizer.
     :param key: Name of a moment.
     :return: Whether that moment starts at something else than zero.
@@ -143,6 +147,8 @@ def clear_moments(optimizer: th.optim.Optimizer, weight: nn.Parameter, where: th
 
 def can_fade(optimizer: th.optim.Optimizer) -> bool:
     """
+    Whether it is known how an optimizer's moments fade.
+
     :param optimizer: An optimizer.
     :return: Whether :func:`fade` knows its moments.
     """

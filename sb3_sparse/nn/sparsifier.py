@@ -166,6 +166,8 @@ class Sparsifier(nn.Module):
 
     def n_steps(self, optimizer: str) -> int:
         """
+        Count the steps of an optimizer.
+
         :param optimizer: Name of an optimizer, see ``optimizers``.
         :return: How many steps it has made, counted over saves and loads.
         """
@@ -310,6 +312,8 @@ class Sparsifier(nn.Module):
 
     def optimizer_of(self, network: str) -> str:
         """
+        Find the optimizer that trains a network.
+
         :param network: Name of a network.
         :return: Name of the optimizer whose steps are the network's. A features extractor that actor and critic share is
             trained, in stock algorithms, by the actor's.
@@ -344,6 +348,8 @@ class Sparsifier(nn.Module):
 
     def stop_updater(self, network: str, updater: Updater | None = None) -> None:
         """
+        Let the updater of a network go.
+
         :param network: Name of a network whose updater is done. What it remembers stays.
         :param updater: Stop this one only; None: whichever is at work.
         """

@@ -42,6 +42,8 @@ class UpdaterState(nn.Module):
 
     def get(self, network: str, key: str) -> th.Tensor | None:
         """
+        Look up a value.
+
         :param network: Name of the network.
         :param key: Name of the value, e.g. ``"period"`` or ``"ever_active/actor.mu.0"``.
         :return: The value itself, not a copy, or None.
@@ -50,6 +52,8 @@ class UpdaterState(nn.Module):
 
     def set(self, network: str, key: str, value: th.Tensor) -> None:
         """
+        Keep a value.
+
         :param network: Name of the network.
         :param key: Name of the value.
         :param value: Kept as it is, not copied.
@@ -58,6 +62,8 @@ class UpdaterState(nn.Module):
 
     def keys_of(self, network: str, prefix: str) -> list[str]:
         """
+        List the values of a network.
+
         :param network: Name of the network.
         :param prefix: Beginning of a name.
         :return: The rest of every name that begins so.
@@ -92,6 +98,8 @@ class Field:
 
     def breaches(self, state: NetworkState) -> Iterator[str]:
         """
+        Compare stored values with what is declared.
+
         :param state: A network's state.
         :return: What of the stored values is not as declared, one line each.
         """
@@ -122,6 +130,8 @@ class Scalar(Field, Generic[Value]):
 
     def breaches(self, state: NetworkState) -> Iterator[str]:
         """
+        Compare the stored value with what is declared.
+
         :param state: A network's state.
         :return: What of the stored value is not as declared, one line each.
         """
@@ -152,6 +162,8 @@ class Numbers(Field):
 
     def breaches(self, state: NetworkState) -> Iterator[str]:
         """
+        Compare the stored values with what is declared.
+
         :param state: A network's state.
         :return: What of the stored value is not as declared, one line each.
         """
@@ -197,6 +209,8 @@ class PerLayer(Field):
 
     def breaches(self, state: NetworkState) -> Iterator[str]:
         """
+        Compare the stored tensors with what is declared.
+
         :param state: A network's state.
         :return: What of the stored tensors is not as declared, one line each.
         """
@@ -213,6 +227,8 @@ class MomentValues:
 
     def get(self, layer: str, moment: str) -> th.Tensor | None:
         """
+        Look up what is kept of a moment.
+
         :param layer: Name of the layer.
         :param moment: Name of the moment, as the optimizer calls it.
         :return: The tensor, or None.
@@ -221,6 +237,8 @@ class MomentValues:
 
     def set(self, layer: str, moment: str, value: th.Tensor) -> None:
         """
+        Keep something of a moment.
+
         :param layer: Name of the layer.
         :param moment: Name of the moment, as the optimizer calls it.
         :param value: The tensor.
@@ -229,6 +247,8 @@ class MomentValues:
 
     def of(self, layer: str) -> dict[str, th.Tensor]:
         """
+        List what is kept of a layer.
+
         :param layer: Name of a layer.
         :return: All that is kept of it, by the moment's name.
         """
@@ -253,6 +273,8 @@ class PerMoment(Field):
 
     def breaches(self, state: NetworkState) -> Iterator[str]:
         """
+        Compare the stored tensors with what is declared.
+
         :param state: A network's state.
         :return: What of the stored tensors is not as declared, one line each.
         """

@@ -200,6 +200,8 @@ def register_policies() -> None:
 
 def sparse_counterpart(model: BaseAlgorithm) -> type[SparsePolicyMixin]:
     """
+    Find the sparse policy class for a model.
+
     :param model: A model, sparse or stock.
     :return: The sparse policy class for it; its own if that is sparse.
     :raises ValueError: For an algorithm that is not supported.

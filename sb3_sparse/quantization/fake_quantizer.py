@@ -197,6 +197,8 @@ class Quantizer(nn.Module):
     @staticmethod
     def is_possible(settings: Any) -> bool:
         """
+        Whether settings can be those of a quantizer.
+
         :param settings: What a file claims to be the buffer ``settings``.
         :return: Whether a quantizer can have it.
         """

@@ -187,6 +187,8 @@ class _Files:
 
 def tune(algo: str, env: str, *, place: Place | None = None, **options: Any) -> Found:
     """
+    Find a Pareto front, called with separate arguments.
+
     :func:`find_front`, as it is called with separate arguments.
 
     :param algo: rl-zoo3's name of the algorithm.

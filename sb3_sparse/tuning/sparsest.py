@@ -369,6 +369,8 @@ def _line(
 
 def keep(algo: str, env: str, fraction: float, *, place: Place | None = None, **options: Any) -> Kept:
     """
+    Find the sparsest configuration, called with separate arguments.
+
     :func:`find_sparsest`, as it is called with separate arguments.
 
     :param algo: rl-zoo3's name of the algorithm.
