@@ -20,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -107,17 +108,21 @@ def blocks_of(page: str | Path, text: str | None = None) -> list[Block]:
     return found
 
 
-def _commands(code: str) -> list[list[str]] | None:
-    """The words of plain commands of this package, None if there is anything else."""
-    found = []
+def _commands(code: str) -> list[Callable[[], None]] | None:
+    """Plain commands of this package as calls, None if there is anything else."""
+    from sb3_sparse.benchmark import __main__ as benchmark
+    from sb3_sparse.cli import main as command_line
+
+    mains = {("sb3-sparse",): command_line.main, ("python", "-m", "sb3_sparse.benchmark"): benchmark.main}
+    found: list[Callable[[], None]] = []
     for line in code.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if not words:
             continue
-        plain = not set(line) & set("|&;<>$`*~") and words[0] == "sb3-sparse" and words[1] not in ("train", "enjoy")
-        if not plain:
+        match = next((program for program in mains if tuple(words[: len(program)]) == program), None)
+        if match is None or set(line) & set("|&;<>$`*~") or words[1] in ("train", "enjoy"):
             return None
-        found.append(words[1:])
+        found.append(partial(mains[match], words[len(match) :]))
     return found
 
 
@@ -153,8 +158,6 @@ def run_page(
     :return: What was run.
     :raises AssertionError: If a command fails, with its place and what it said.
     """
-    from sb3_sparse.cli.main import main
-
     monkeypatch.chdir(folder)
     namespace: dict[str, object] = {"__name__": "__main__"}
     ran = []
@@ -173,8 +176,8 @@ def run_page(
             # Lines as in the page, for tracebacks
             exec(compile("\n" * (block.line - 1) + block.code, str(ROOT / page), "exec"), namespace)
         elif not full and (commands := _commands(block.code)) is not None:
-            for words in commands:
-                main(words)
+            for command in commands:
+                command()
         else:
             _bash(block, folder)
         ran.append(block)
