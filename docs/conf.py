@@ -1,5 +1,7 @@
 """Configuration of the documentation (Sphinx + MyST)."""
 
+import torch as th
+
 import sb3_sparse
 
 project = "sb3_sparse"
@@ -33,3 +35,13 @@ html_css_files = ["sb3_sparse.css"]
 autodoc_default_options = {"ignore-module-all": True, "undoc-members": False}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
+
+
+def _is_torchs_own(app, what, name, obj, skip, options):
+    """Methods that only note that they were called are torch's, and so is their documentation."""
+    return True if getattr(obj, "__wrapped__", None) is getattr(th.Tensor, name, th) else None
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("autodoc-skip-member", _is_torchs_own)
