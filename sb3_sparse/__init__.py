@@ -24,6 +24,7 @@ from sb3_sparse.conversion.quantize import quantize
 from sb3_sparse.conversion.shrink import shrink
 from sb3_sparse.conversion.sparsify import sparsify
 from sb3_sparse.conversion.to_stock import to_stock
+from sb3_sparse.conversion.untrusted import load_untrusted
 from sb3_sparse.export import export
 from sb3_sparse.policies import SparsePolicyMixin, register_policies, sparse_policy
 from sb3_sparse.tuning.search_for import SearchFor
@@ -48,6 +49,7 @@ __all__ = [
     "SparsityLogger",
     "export",
     "load_policy",
+    "load_untrusted",
     "preset",
     "quantize",
     "resume",

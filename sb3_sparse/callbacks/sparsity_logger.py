@@ -27,7 +27,7 @@ class SparsityLogger(BaseCallback):
     """
 
     #: Layers count their changes anew in every process.
-    not_in_checkpoints = ("_versions",)
+    not_in_checkpoints = ("_moved", "_versions")
 
     def __init__(self, verbose: int = 0) -> None:
         super().__init__(verbose)
@@ -35,13 +35,15 @@ class SparsityLogger(BaseCallback):
         #: What the report was made of, and which masks were seen last: see :meth:`_refresh`.
         self._sizes: tuple[tuple[int, ...], ...] = ()
         self._versions: tuple[int, ...] = ()
-        #: Whether positions have moved since the report was made.
-        self._moved = False
+        #: Whether positions may have moved since the report was made.
+        self._moved = True
 
     def _on_training_start(self) -> None:
         self._report = None  # perhaps another model's
         # Fails here, before training, if the policy is not sparse
         self._refresh()
+        # A training that goes on gets the report of a moment before its checkpoint back
+        self._moved = True
         if self.verbose > 0:
             print(self._report)
 

@@ -41,8 +41,12 @@ def _report(arguments: argparse.Namespace) -> None:
         return
     from sb3_sparse.analysis.report import sparsity_report
     from sb3_sparse.conversion.loading import find_model_file, load_model
+    from sb3_sparse.conversion.untrusted import load_untrusted
 
-    report = sparsity_report(load_model(find_model_file(arguments.model), arguments.algo))
+    file = find_model_file(arguments.model)
+    report = sparsity_report(
+        load_model(file, arguments.algo) if arguments.allow_pickle else load_untrusted(file, algorithm=arguments.algo)
+    )
     print({"table": report.__str__, "markdown": report.to_markdown, "json": report.to_json}[arguments.format]())
 
 
@@ -85,6 +89,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         env=arguments.env,
         seed=arguments.seed,
         force=arguments.force,
+        allow_pickle=arguments.allow_pickle,
     )
     print(sparsity_report(model))
     print(f"\nwritten to {file}")
@@ -187,6 +192,14 @@ def _add_card_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_card)
 
 
+def _add_allow_pickle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-pickle",
+        action="store_true",
+        help="run what the file's pickles say, for policies and schedules of your own; only if you trust it",
+    )
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the arguments that are handed on to rl-zoo3."""
     parser = Parser(prog="sb3-sparse", description=DESCRIPTION)
@@ -204,6 +217,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     report.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
     report.add_argument("--format", choices=["table", "markdown", "json"], default="table")
+    _add_allow_pickle(report)
     report.set_defaults(run=_report)
     prune = commands.add_parser("prune", help="prune a saved model, dense or sparse, by magnitude, and train it further")
     prune.add_argument("model", help="a model's zip, or a folder: the model saved in it last")
@@ -220,6 +234,7 @@ def make_parser() -> argparse.ArgumentParser:
     prune.add_argument("--finetune", type=int, default=0, metavar="STEPS", help="environment steps of further training")
     prune.add_argument("--env", help="environment to train in; found in rl-zoo3's folder if left out")
     prune.add_argument("--seed", type=int, help="seed of the further training")
+    _add_allow_pickle(prune)
     prune.set_defaults(run=_prune)
     _add_export_arguments(
         commands.add_parser("export", help="write a saved model down for a robot: packed, ONNX, C, Cortex-M")

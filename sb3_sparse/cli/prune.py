@@ -11,6 +11,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.conversion.loading import find_model_file, load_model, save_atomically
 from sb3_sparse.conversion.sparsify import sparsify
+from sb3_sparse.conversion.untrusted import load_untrusted
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.zoo.runs import find_zoo_run, make_training_env
 
@@ -98,6 +99,7 @@ def prune_file(
     env: str | None = None,
     seed: int | None = None,
     force: bool = False,
+    allow_pickle: bool = True,
 ) -> tuple[BaseAlgorithm, Path]:
     """
     Prune a saved model, save it, and train it further if that is wanted (and save it again).
@@ -114,6 +116,8 @@ def prune_file(
     :param env: Environment to train in. None: what rl-zoo3's folder says.
     :param seed: Seed of the further training.
     :param force: Whether a file that is there may be replaced.
+    :param allow_pickle: Whether the model's file is unpickled, see :func:`sb3_sparse.sparsify`. What rl-zoo3 left beside it is
+        in any case if it is trained further: statistics of observations, replay buffer, configuration.
     :return: The new model and its file.
     :raises ValueError: For mistakes in the arguments, before anything is written.
     """
@@ -125,6 +129,7 @@ def prune_file(
     kwargs: dict[str, Any] = dict(
         distribution=distribution, pattern=pattern, dense_layers=dense_layers, scope=scope, algorithm=algorithm
     )
+    kwargs["allow_pickle"] = allow_pickle
     if not finetune_steps:
         model = sparsify(file, sparsity, device="cpu", **kwargs)
         save_atomically(model, target)
@@ -135,7 +140,7 @@ def prune_file(
         raise ValueError(
             "`--finetune` needs an environment: give `--env`; beside the model there is no folder of rl-zoo3 that names it"
         )
-    old = load_model(file, algorithm)
+    old = load_model(file, algorithm) if allow_pickle else load_untrusted(file, algorithm=algorithm)
     if run.replay_buffer is None:
         check_finetuning(old, finetune_steps)  # before anything is made
     model = sparsify(file, sparsity, env=make_training_env(run, env_id, old.n_envs, seed), **kwargs)

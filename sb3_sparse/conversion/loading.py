@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,30 @@ def find_algorithm(path: Path, name: str | None = None) -> type[BaseAlgorithm]:
     :return: The algorithm's class.
     :raises ValueError: For an unknown name, a file that is no SB3 model, or one of an algorithm that is not supported.
     """
+    named = named_algorithm(name)
+    data = read_zip(path)[0]
+    return named or algorithm_of(data, path)
+
+
+def named_algorithm(name: str | None) -> type[BaseAlgorithm] | None:
+    """
+    :param name: rl-zoo3's name of an algorithm, None if it is not known.
+    :return: The algorithm's class.
+    :raises ValueError: For an unknown name.
+    """
     names = _algorithm_names()
     if name is not None and name.lower() not in names:
         raise ValueError(f"`algo`={name!r} is unknown; known are: {', '.join(names)}")
-    data = read_zip(path)[0]
-    if name is not None:
-        return names[name.lower()]
+    return None if name is None else names[name.lower()]
+
+
+def algorithm_of(data: Mapping[str, Any], path: Path) -> type[BaseAlgorithm]:
+    """
+    :param data: Attributes of a saved model.
+    :param path: Its file.
+    :return: The algorithm: its policy and its hyperparameters tell.
+    :raises ValueError: If it is none that is supported.
+    """
     policy = data["policy_class"]
     candidates = _algorithms_of(policy)
     # Two pairs share their policies, and TRPO its policies with PPO
@@ -131,13 +151,24 @@ def load_model(path: Path, name: str | None = None) -> BaseAlgorithm:
     """
     algorithm = find_algorithm(path, name)
     # A model that has a seed seeds every stream of torch's
-    with undisturbed_randomness(devices_in_use()):
-        try:
-            return load_without_buffer(algorithm, path, device="cpu")
-        except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError, IndexError) as error:
-            # Stable-Baselines3 looks for another cause of some, and stumbles
-            reason = error.__context__ if isinstance(error, KeyError) and error.__context__ is not None else error
-            raise ValueError(f"{path} cannot be loaded as a model of {algorithm.__name__}: {reason}") from error
+    with undisturbed_randomness(devices_in_use()), naming_the_file(path, algorithm):
+        return load_without_buffer(algorithm, path, device="cpu")
+
+
+@contextmanager
+def naming_the_file(path: Path, algorithm: type[BaseAlgorithm]) -> Iterator[None]:
+    """
+    Inside, a file that does not fit its algorithm is named.
+
+    :param path: A model's zip.
+    :param algorithm: The algorithm as which it is loaded.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError, IndexError, TypeError) as error:
+        # Stable-Baselines3 looks for another cause of some, and stumbles
+        reason = error.__context__ if isinstance(error, KeyError) and error.__context__ is not None else error
+        raise ValueError(f"{path} cannot be loaded as a model of {algorithm.__name__}: {reason}") from error
 
 
 def read_zip(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:

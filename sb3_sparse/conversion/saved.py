@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file, save_to_zip_file
 
 from sb3_sparse.conversion.loading import load_without_buffer, read_zip
+from sb3_sparse.conversion.untrusted import read_untrusted
 from sb3_sparse.masks.config import SparsityConfig
 from sb3_sparse.utils.metadata import emptied
 from sb3_sparse.utils.randomness import undisturbed_randomness
@@ -56,15 +57,25 @@ class Saved:
         return cls._made_of(data, params, variables)
 
     @classmethod
-    def read(cls, path: Path) -> Saved:
+    def read(cls, path: Path, *, allow_pickle: bool = True) -> Saved:
         """
         Read a file.
 
-        :param path: A model's zip. It is unpickled, as by ``load``: it must be trusted.
+        :param path: A model's zip.
+        :param allow_pickle: Whether it is unpickled, as by ``load``: then it must be trusted.
         :return: What is in it, on the CPU.
-        :raises ValueError: If it is damaged, naming the entry.
+        :raises ValueError: If it is damaged, naming the entry, or something of it can only be unpickled and must not.
         """
-        return cls._made_of(*read_zip(path))
+        if allow_pickle:
+            return cls._made_of(*read_zip(path))
+        read = read_untrusted(path)
+        if read.left_out:
+            said = "; ".join(f"`{name}` ({what})" for name, what in read.left_out.items())
+            raise ValueError(
+                f"{path} holds what only running its pickles would give, and a new file without it would be another: {said}. "
+                "If you trust whoever made the file, allow it: `--allow-pickle`"
+            )
+        return cls._made_of(read.data, read.params, read.variables)
 
     @classmethod
     def _made_of(cls, data: dict[str, Any], params: Mapping[str, Any], variables: dict[str, Any] | None) -> Saved:

@@ -18,6 +18,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_sparse.conversion.loading import find_model_file, load_model
 from sb3_sparse.conversion.saved import MASK_SUFFIX, UPDATER_PREFIX, Saved
+from sb3_sparse.conversion.untrusted import load_untrusted
 from sb3_sparse.masks.config import SparsityConfig
 from sb3_sparse.masks.magnitude import check_scope, largest_of_layer, largest_of_network, rounding_of_network
 from sb3_sparse.masks.patterns import parse_pattern
@@ -217,13 +218,13 @@ def sparsify(
     env: GymEnv | str | None = None,
     algorithm: str | None = None,
     device: th.device | str = "auto",
+    allow_pickle: bool = True,
 ) -> Any:
     """
     Prune an agent that exists: a model of the same algorithm with the sparse policy, ready for ``learn()``. Weights that stay
     keep value and optimizer moments, targets are pruned alike; counters, schedules and hyperparameters are the old ones.
 
-    :param model: A stock or sparse model, not changed, or the path of its zip, or of a folder: the model saved there last. A
-        zip is unpickled, as by ``load``: it must be trusted.
+    :param model: A stock or sparse model, not changed, or the path of its zip, or of a folder: the model saved there last.
     :param sparsity: Fraction of zero weights, in [0, 1): one number for every network, or a map from network to number, where
         networks that are not named stay as they are. Follows from ``masks``, N:M or an explicit distribution.
     :param distribution: As in ``policy_kwargs``. None: the model's own if it is sparse and that is a name, otherwise ERK.
@@ -240,6 +241,8 @@ def sparsify(
     :param env: Environment of the new model, or its name. None: that of a live model; a zip has none.
     :param algorithm: rl-zoo3's name of a zip's algorithm; found out from the file if left out.
     :param device: Device of a zip's model; a live model keeps its own.
+    :param allow_pickle: Whether a zip is unpickled, as by ``load``: then it must be trusted. False: it is read as by
+        :func:`~sb3_sparse.load_untrusted`, and refused if that would leave something out.
     :return: The new model.
     :raises ValueError: For arguments out of range, unknown networks or layers, a sparsity below the present one or out of
         reach, masks that do not fit, a file that is no model, an unsupported algorithm.
@@ -254,7 +257,7 @@ def sparsify(
         old, file = model, None
     else:
         file = find_model_file(model)
-        old = load_model(file, algorithm)
+        old = load_model(file, algorithm) if allow_pickle else load_untrusted(file, algorithm=algorithm)
     policy = _policy(old)
     target_class = _check_policy_class(policy_class, policy) if policy_class is not None else sparse_counterpart(old)
     config = _make_config(policy, sparsity, distribution, pattern, dense_layers, masks)
@@ -266,7 +269,7 @@ def sparsify(
     choice = _Choice(policy, config)
     chosen = choice.given(masks) if masks is not None else choice.by_magnitude(scope)
     env = maybe_make_env(env, verbose=0) if env is not None else None
-    saved = Saved.of(old) if file is None else Saved.read(file)
+    saved = Saved.of(old) if file is None else Saved.read(file, allow_pickle=allow_pickle)
     described = choice.describe(chosen)
     kwargs = {name: value for name, value in described.as_kwargs().items() if value != getattr(SparsityConfig(), name)}
     saved.use_policy(target_class, kwargs)

@@ -235,14 +235,16 @@ def everything(model: Any, callbacks: list[BaseCallback], folder: Path) -> dict[
             if isinstance(value, (np.ndarray, dict, int, bool)) and name not in ("observation_space", "action_space"):
                 found[f"buffer/{name}"] = value
     for callback in callbacks:
+        others = {
+            "callbacks",
+            "seconds",
+            "_last_time",
+            "_written_step",
+            "_n_loads",
+            *getattr(callback, "not_in_checkpoints", ()),
+        }
         for name, value in vars(callback).items():
-            if isinstance(value, (int, float, list)) and name not in (
-                "callbacks",
-                "seconds",
-                "_last_time",
-                "_written_step",
-                "_n_loads",
-            ):
+            if isinstance(value, (int, float, list)) and name not in others:
                 found[f"{type(callback).__name__}/{name}"] = value
     normalized = model.get_vec_normalize_env()
     if normalized is not None:

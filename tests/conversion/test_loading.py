@@ -156,8 +156,8 @@ def test_a_policy_class_of_a_script(tmp_path, monkeypatch):
     assert type(again.policy).__name__ == "SparseMyPolicy"
     assert type(sparsify(again, 0.8, policy_class=own_training.SparseMyPolicy).policy) is own_training.SparseMyPolicy
     assert type(to_stock(again).policy).__name__ == "MyPolicy"
-    main(["report", str(tmp_path / "sparse.zip")])
-    main(["prune", str(tmp_path / "sparse.zip"), "--sparsity", "0.8"])
+    main(["report", str(tmp_path / "sparse.zip"), "--allow-pickle"])
+    main(["prune", str(tmp_path / "sparse.zip"), "--sparsity", "0.8", "--allow-pickle"])
     # Another class of that script, or the same name with other ancestors, is still another one
     with pytest.raises(TypeError, match="`policy_class` must be a class that extends SparsePolicyMixin and MyPolicy"):
         sparsify(tmp_path / "dense.zip", 0.5, policy_class=own_training.SparseOther)
