@@ -1,10 +1,10 @@
-"""``python -m sb3_sparse.benchmark step|kernels|learn|latency|cortex-m|overhead|compression|samplers``: each has a ``-h``."""
+"""``python -m sb3_sparse.benchmark``: a sub-command for each of what is measured, each with a ``-h``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import compression, cortex_m, kernels, latency, overhead, samplers, step, train
+from sb3_sparse.benchmark import checkpoint, compression, cortex_m, kernels, latency, overhead, samplers, step, train
 from sb3_sparse.utils.command_line import Parser, Refusal
 
 #: Names of a sub-command other than its module's, the present one first.
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         train: "environment steps per second of whole learn()",
         latency: "one decision: predict, torch, ONNX Runtime, our runner, generated C",
         cortex_m: "one decision on a Cortex-M under QEMU: instructions, flash and memory",
+        checkpoint: "seconds and MB of run checkpoints, and their share of a training",
         compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
         samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }

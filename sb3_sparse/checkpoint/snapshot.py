@@ -337,6 +337,11 @@ class Resumption:
         return int(self.tree["training"]["n_rollouts"])
 
     @property
+    def seconds(self) -> float:
+        """How long the run had trained."""
+        return float(self.tree["training"]["nanoseconds"]) / 1e9
+
+    @property
     def n_calls(self) -> int:
         """How often the callback that wrote the checkpoint had been called."""
         return int(self.tree["training"]["n_calls"])

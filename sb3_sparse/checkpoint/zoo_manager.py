@@ -18,7 +18,7 @@ from sb3_sparse.checkpoint.zoo import Plan
 _INTERRUPTED = 130
 
 
-class _Learning:
+class Learning:
     """Stands for the model where rl-zoo3 calls its ``learn()``."""
 
     def __init__(self, model: BaseAlgorithm, resumption: Resumption | None) -> None:
@@ -91,7 +91,7 @@ class CheckpointingManager(ExperimentManager):
             # It begins again; the callback itself keeps others from the folder
             self.plan.run.store.close()
         if any(isinstance(callback, RunCheckpoint) for callback in self.callbacks):
-            stand_in: Any = _Learning(model, self._resumption)
+            stand_in: Any = Learning(model, self._resumption)
             super().learn(stand_in)
         else:
             super().learn(model)

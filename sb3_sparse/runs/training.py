@@ -27,8 +27,11 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
 
 from sb3_sparse.analysis.report import sparsity_report
+from sb3_sparse.checkpoint.snapshot import Resumption
+from sb3_sparse.checkpoint.zoo_manager import Learning
 from sb3_sparse.engine.native import processor
 from sb3_sparse.runs.costs import costs, input_use, latency
+from sb3_sparse.runs.interrupted import FOLDER, Interruptible, forget, interrupted
 from sb3_sparse.runs.playing import RandomPolicy, play, same_randomness
 from sb3_sparse.runs.result import COMPLETE, Evaluation, RunResult
 from sb3_sparse.runs.spec import RunSpec
@@ -72,6 +75,9 @@ class _Evaluations(BaseCallback):
 
 class _Watch(BaseCallback):
     """Says how far it is, and ends a training that cannot recover, instead of spending its time."""
+
+    #: Of another process's clock.
+    not_in_checkpoints = ("_last",)
 
     def __init__(self, progress: Progress | None) -> None:
         super().__init__()
@@ -230,6 +236,25 @@ def model_file(folder: Path, spec: RunSpec) -> Path:
     return folder / spec.algo / f"{name}_1" / f"{name}.zip"
 
 
+def _begin(spec: RunSpec, folder: Path) -> tuple[ExperimentManager, BaseAlgorithm, Resumption | None]:
+    """A training from its beginning, or from where it was interrupted."""
+    # What an earlier attempt left; rl-zoo3 would number its folders on
+    shutil.rmtree(folder / spec.algo, ignore_errors=True)
+    # In rl-zoo3's order
+    set_random_seed(spec.seed)
+    manager = _manager_of(spec.algo, spec.env, spec.section, folder, spec.seed)
+    model = _make_model(manager)
+    found = interrupted(folder, _training_env(model))
+    if found is not None:
+        return (manager, *found)
+    if (folder / FOLDER).exists():
+        # Something of it may have been brought back already
+        forget(folder)
+        _training_env(model).close()
+        return _begin(spec, folder)
+    return manager, model, None
+
+
 def train(
     spec: RunSpec,
     folder: Path,
@@ -242,18 +267,13 @@ def train(
 
     :param spec: The training.
     :param folder: For its files: the configuration, the model as rl-zoo3 saves it, ``report.md`` and ``report.json``. It is
-        empty, or has what an earlier attempt left.
+        empty, or has what an earlier attempt left: one that was interrupted goes on from its last checkpoint.
     :param progress: Told of the environment steps, about once a second.
     :param at_checkpoint: Given the model and the environment steps right after each evaluation.
     :return: What came of it.
     :raises Diverged: If parameters or returns are not finite.
     """
-    # What an earlier attempt left; rl-zoo3 would number its folders on
-    shutil.rmtree(folder / spec.algo, ignore_errors=True)
-    # In rl-zoo3's order
-    set_random_seed(spec.seed)
-    manager = _manager_of(spec.algo, spec.env, spec.section, folder, spec.seed)
-    model = _make_model(manager)
+    manager, model, resumption = _begin(spec, folder)
     env: VecEnv | None = None
 
     def evaluate(model: BaseAlgorithm, step: int) -> Evaluation:
@@ -271,15 +291,20 @@ def train(
         return found
 
     evaluations = _Evaluations(spec, evaluate)
-    manager.callbacks[:] = [evaluations, *manager.callbacks, _Watch(progress)]
-    start = time.perf_counter()
+    checkpoint = Interruptible(folder)
+    manager.callbacks[:] = [evaluations, *manager.callbacks, _Watch(progress), checkpoint]
+    start = time.perf_counter() - (0.0 if resumption is None else resumption.seconds)
     try:
-        manager.learn(model)
+        stand_in: Any = Learning(model, resumption)
+        manager.learn(stand_in)
         require_finite(model)
-        seconds = time.perf_counter() - start - evaluations.seconds
+        seconds = time.perf_counter() - start - evaluations.seconds - sum(checkpoint.seconds)
         manager.save_trained_model(model)
         last = evaluate(model, model.num_timesteps)
+        forget(folder)
     except Exception:
+        # That is no interruption
+        forget(folder)
         # What raises may be no more than what a NaN came upon first
         require_finite(model)
         raise
