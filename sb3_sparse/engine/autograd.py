@@ -36,20 +36,22 @@ def run_native(sequence: nn.Sequential, survivors: Survivors, x: th.Tensor) -> t
             survivors.network, x.data_ptr(), n_samples, *x.stride(), y.data_ptr(), th.get_num_threads(), with_gradient
         )
         if with_gradient:
-            record = _Pass(survivors, tape)
+            record = _Pass(survivors, tape, y)
     if not is_finite:
         # Torch multiplies what is not finite by the zeros of pruned weights too, and gets NaN
         return nn.Sequential.forward(sequence, x)
-    return _Run.apply(record, y, x, *parameters) if with_gradient else y
+    return _Run.apply(record, x, *parameters) if with_gradient else y
 
 
 class _Pass:
     """A forward pass: what was kept, and the versions of the parameters it was made with."""
 
-    __slots__ = ("survivors", "tape", "versions")
+    __slots__ = ("survivors", "tape", "versions", "y")
 
-    def __init__(self, survivors: Survivors, tape: Any) -> None:
+    def __init__(self, survivors: Survivors, tape: Any, y: th.Tensor) -> None:
         self.survivors, self.tape = survivors, tape
+        #: The output, until it is handed out.
+        self.y: th.Tensor | None = y
         self.versions = [weight._version for weight in survivors.weights]
 
     def check_weights(self, first: int) -> None:
@@ -88,8 +90,9 @@ class _Run(th.autograd.Function):
     """Hangs a forward pass that was made into the graph."""
 
     @staticmethod
-    def forward(ctx: Any, record: _Pass, y: th.Tensor, x: th.Tensor, *parameters: th.Tensor) -> Any:
+    def forward(ctx: Any, record: _Pass, x: th.Tensor, *parameters: th.Tensor) -> Any:
         ctx.record, ctx.x = record, x
+        y, record.y = record.y, None
         ctx.set_materialize_grads(False)
         # What torch's layers keep: it is refused then if somebody writes to it, and if the graph is freed already
         kept = [x] if parameters[0].requires_grad else [_NOTHING]
@@ -101,20 +104,20 @@ class _Run(th.autograd.Function):
         record: _Pass = ctx.record
         x: th.Tensor = ctx.x
         (dy,) = gradients
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[1:]
         _ = ctx.saved_tensors
         if dy is None:
-            return (None,) * (2 + len(needed))
+            return (None,) * (1 + len(needed))
         record.check_weights(0 if needed[0] else 1)
         if th.is_grad_enabled():
-            return None, None, *_differentiable(record, x, dy, needed)
+            return None, *_differentiable(record, x, dy, needed)
         survivors = record.survivors
         with survivors.lock:
             way = survivors.gradients.way(needed[1:]) if any(needed[1:]) else "nothing"
             # By `data` weights can be written to without a refusal: it is the new ones that count
-            if not survivors.follow() or way == "dense":
-                weights = [th.Tensor.detach(weight) for weight in survivors.weights]
-                return None, None, *_gradients(survivors, record.activations(x.detach()), weights, dy, needed)
+            if not survivors.fits() or not survivors.follow() or way == "dense":
+                weights = [survivors.matrix(index) for index in range(len(survivors.weights))]
+                return None, *_gradients(survivors, record.activations(x.detach()), weights, dy, needed)
             if dy.layout is not th.strided or dy.is_neg():
                 dy = dy.to_dense().resolve_neg()
             dx = x.new_empty(x.shape) if needed[0] else None
@@ -122,10 +125,10 @@ class _Run(th.autograd.Function):
                 record.tape, dy.data_ptr(), *dy.stride(), 0 if dx is None else dx.data_ptr(), th.get_num_threads()
             )
             if way == "survivors":
-                return None, None, dx, *survivors.gradients.at_survivors(deltas)
+                return None, dx, *survivors.gradients.at_survivors(deltas)
             if way == "wait":
                 survivors.gradients.wait(deltas)
-        return None, None, dx, *([None] * (len(needed) - 1))
+        return None, dx, *([None] * (len(needed) - 1))
 
 
 def _gradients(

@@ -6,8 +6,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Lock
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch as th
@@ -16,6 +19,12 @@ from torch import nn
 from sb3_sparse.engine import native
 from sb3_sparse.engine.survivors import make_network
 from sb3_sparse.utils.files import write_text
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 if TYPE_CHECKING:
     from sb3_sparse.engine.sequence import SparseSequential
@@ -32,22 +41,46 @@ def _machine() -> str:
     return f"{native.processor()}, {native.instruction_set()}, torch {th.__version__}"
 
 
+def _read(path: Path) -> dict[str, float]:
+    """What a file holds; nothing if it cannot be read."""
+    try:
+        return {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that other processes respect. Where there is none, or nobody gets it, go on without: nothing breaks."""
+    with path.open("a") as file:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _folder() -> Path | None:
+    """Where measurements are kept; None without a home."""
+    folder = os.environ.get(CACHE_VARIABLE)
+    if folder:
+        return Path(folder)
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_sparse"
+    except RuntimeError:  # nobody knows the home of this user
+        return None
+
+
 class Crossovers:
     """
     Measured ratios of torch's time to the kernels' time, kept in a file: once measured, a shape class is decided for good, so
     that two runs with the same seed use the same engine. A file that cannot be read is measured anew.
 
-    :param path: The file.
+    :param path: The file; None: nothing is kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.ratios: dict[str, float] = {}
-        try:
-            found = json.loads(path.read_text())
-            self.ratios = {str(key): float(value) for key, value in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            pass
+        self.ratios: dict[str, float] = {} if path is None else _read(path)
 
     @staticmethod
     def shape_class(sequence: SparseSequential, n_samples: int) -> str:
@@ -74,27 +107,35 @@ class Crossovers:
         """
         key = self.shape_class(sequence, n_samples)
         if key not in self.ratios:
-            self.ratios[key] = _measure(sequence, n_samples)
-            self._save()
+            # Two threads that measure at once disturb each other
+            with _measuring:
+                if key not in self.ratios:
+                    self.ratios[key] = _measure(sequence, n_samples)
+                    self._save()
         return self.ratios[key]
 
     def _save(self) -> None:
+        if self.path is None:
+            return
         # Whole or not at all; where nothing can be written every process measures for itself
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.path, json.dumps(self.ratios, indent=1, sort_keys=True))
+            with _locked(self.path.with_suffix(".lock")):
+                # Others have measured too. Whoever was first decides, so that a rerun chooses the same
+                self.ratios.update(_read(self.path))
+                write_text(self.path, json.dumps(self.ratios, indent=1, sort_keys=True))
         except OSError:
             pass
 
 
-_known: dict[Path, Crossovers] = {}
+_known: dict[Path | None, Crossovers] = {}
+_measuring = Lock()
 
 
 def crossovers() -> Crossovers:
     """The measurements of this machine."""
-    folder = os.environ.get(CACHE_VARIABLE)
-    root = Path(folder) if folder else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sb3_sparse"
-    path = root / f"crossover-{hashlib.sha256(_machine().encode()).hexdigest()[:16]}.json"
+    folder = _folder()
+    path = None if folder is None else folder / f"crossover-{hashlib.sha256(_machine().encode()).hexdigest()[:16]}.json"
     if path not in _known:
         _known[path] = Crossovers(path)
     return _known[path]

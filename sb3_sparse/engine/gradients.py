@@ -67,6 +67,8 @@ class Gradients:
         for layer in self.layers:
             if layer.wants_dense_gradient:
                 return "dense"
+        if not all(parameter.requires_grad for parameter in self.parameters):
+            return "dense"  # frozen since the forward pass
         if not self._nodes:
             self._nodes = [get_gradient_edge(parameter).node for parameter in self.parameters]
         try:

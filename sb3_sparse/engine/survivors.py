@@ -108,6 +108,7 @@ class Survivors:
         #: What was decided on this size of batch and number of threads: whether the kernels run it.
         self.decided: dict[tuple[int, int], bool] = {}
         self._storages = [th.Tensor.untyped_storage(weight) for weight in self.weights]
+        self._offsets = [weight.storage_offset() for weight in self.weights]
         self._watched = [
             (index, weight, storage._cdata, storage.resizable)
             for index, (weight, storage) in enumerate(zip(self.weights, self._storages, strict=True))
@@ -171,6 +172,16 @@ class Survivors:
                 self.clean[index] = self.network.gather_weight(index)
                 self.all_clean = all(self.clean)
         return self.all_clean
+
+    def matrix(self, index: int) -> th.Tensor:
+        """
+        Give a weight in the memory it had when the survivors were made.
+
+        :param index: Of the layer.
+        :return: The same as ``weight.detach()``, as long as nobody gives the weight other memory.
+        """
+        weight = self.weights[index]
+        return weight.new_empty(0).set_(self._storages[index], self._offsets[index], weight.shape, weight.stride())
 
     def wrote_values(self) -> None:
         """Tell autograd, as torch's own optimizers do, that all parameters were written to, and remember that it is known."""

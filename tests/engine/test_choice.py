@@ -1,6 +1,8 @@
 """Which engine runs."""
 
 import json
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -64,7 +66,7 @@ def test_auto_measures_once_and_remembers(auto_engine, monkeypatch):
         sequence(th.zeros(n_samples, 9))
     assert measured == [33, 200]
     assert counts["forward"] == 3
-    (file,) = auto_engine.iterdir()
+    (file,) = auto_engine.glob("*.json")
     assert sorted(json.loads(file.read_text()).values()) == [0.5, 2.0]
     # Another process finds it
     monkeypatch.setattr(crossover, "_known", {})
@@ -115,6 +117,53 @@ def test_measurements_that_cannot_be_kept(tmp_path):
     crossovers.ratios["a"] = 1.5
     crossovers._save()
     assert path.parent.read_text() == "in the way"
+
+
+def test_processes_that_measure_at_once_keep_what_both_found(tmp_path):
+    path = tmp_path / "crossover.json"
+    script = (
+        "import sys, pathlib\nfrom sb3_sparse.engine.crossover import Crossovers\n"
+        "own = Crossovers(pathlib.Path(sys.argv[1]))\nsys.stdin.readline()\n"
+        "for index in range(20):\n    own.ratios[f'{sys.argv[2]} {index}'] = 2.0\n    own._save()\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(path), name], stdin=subprocess.PIPE, text=True) for name in "ab"
+    ]
+    for process in processes:
+        process.communicate("go\n", timeout=300)
+        assert process.returncode == 0
+    assert Crossovers(path).ratios == {f"{name} {index}": 2.0 for name in "ab" for index in range(20)}
+
+
+def test_whoever_measured_first_decides(tmp_path):
+    first, second = Crossovers(tmp_path / "file.json"), Crossovers(tmp_path / "file.json")
+    first.ratios["a"] = 2.0
+    first._save()
+    second.ratios.update(a=0.5, b=1.5)
+    second._save()
+    assert second.ratios == Crossovers(tmp_path / "file.json").ratios == {"a": 2.0, "b": 1.5}
+
+
+@pytest.mark.parametrize("how", ["missing", "read only", "a file", "unknown"])
+def test_a_home_that_cannot_be_written_to_is_no_error(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(crossover, "_known", {})
+    for name in ("SB3_SPARSE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home"
+    if how == "read only":
+        home.mkdir(mode=0o500)
+    elif how == "a file":
+        home.write_text("")
+    monkeypatch.setenv("HOME", "/proc/home" if how == "missing" else str(home))
+    if how == "unknown":
+
+        def nobody():
+            raise RuntimeError("Could not determine home directory.")
+
+        monkeypatch.setattr(crossover.Path, "home", staticmethod(nobody))
+    crossover.crossovers().ratios["a"] = 1.5
+    crossover.crossovers()._save()
+    assert crossover.crossovers().ratios == {"a": 1.5}
 
 
 @needs_kernels
