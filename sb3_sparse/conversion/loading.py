@@ -196,7 +196,11 @@ def read_zip(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
 
 def _damaged_entry(path: Path) -> str | None:
     """Which entry of a zip cannot be read, and why."""
-    with zipfile.ZipFile(path) as archive:
+    try:
+        archive = zipfile.ZipFile(path)
+    except Exception as error:
+        return f"its list of entries cannot be read ({_said(error)})"
+    with archive:
         for name in archive.namelist():
             try:
                 content = archive.read(name)
@@ -205,8 +209,13 @@ def _damaged_entry(path: Path) -> str | None:
                 elif name.endswith(".pth"):
                     th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except Exception as error:
-                return f"its entry {name!r} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})"
+                return f"its entry {name!r} cannot be read ({_said(error)})"
     return None
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def save_atomically(model: BaseAlgorithm, file: Path) -> None:

@@ -10,6 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch as th
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from sb3_contrib import TQC
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3, HerReplayBuffer
 from stable_baselines3.common.envs import BitFlippingEnv
@@ -147,8 +149,8 @@ def test_a_policy_class_of_a_script(tmp_path, monkeypatch):
 
     dense = TD3.load(tmp_path / "dense.zip")
     assert type(dense.policy).__module__ == "__main__"
-    for given in (tmp_path / "dense.zip", dense):
-        model = sparsify(given, 0.5, policy_class=own_training.SparseMyPolicy)
+    for agent in (tmp_path / "dense.zip", dense):
+        model = sparsify(agent, 0.5, policy_class=own_training.SparseMyPolicy)
         assert type(model.policy) is own_training.SparseMyPolicy
         assert same_actions(sparsify(given, 0.0, policy_class=own_training.SparseMyPolicy), dense, bits=False)
         assert_invariants(model)
@@ -304,3 +306,46 @@ def test_mistakes_are_answered_in_one_line_before_anything_is_done(arguments, me
     assert refusal.value.code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == files
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A model's zip, and the model."""
+    path = tmp_path_factory.mktemp("damage") / "model.zip"
+    model = make_model(TD3, policy_kwargs=dict(net_arch=[4]))
+    model.save(path)
+    return path.read_bytes(), model
+
+
+def read_or_refused(content, model, folder):
+    """Every byte of what was loaded is that of the model, or the file is refused, by name, as damaged."""
+    bad = folder / "bad.zip"
+    bad.write_bytes(content)
+    before = th.get_rng_state()
+    try:
+        loaded = load_model(bad, "td3")
+    except ValueError as error:
+        assert str(bad) in str(error)
+        return False
+    finally:
+        assert th.equal(before, th.get_rng_state())
+    assert equal_state(loaded, model)
+    return True
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@example(where=0.0, bit=0)
+@example(where=0.9927697218868422, bit=7)
+def test_a_bit_that_is_flipped_anywhere(where, bit, whole, tmp_path):
+    content, model = whole
+    flipped = bytearray(content)
+    flipped[int(where * len(flipped))] ^= 1 << bit
+    read_or_refused(bytes(flipped), model, tmp_path)
+
+
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(where=st.floats(0, 1, exclude_max=True))
+def test_a_file_that_was_cut_off_anywhere(where, whole, tmp_path):
+    content, model = whole
+    assert not read_or_refused(content[: int(where * len(content))], model, tmp_path)
