@@ -27,12 +27,12 @@ from sb3_sparse.conversion.sparsify import sparsify
 from sb3_sparse.conversion.to_stock import to_stock
 from sb3_sparse.export.artefact import c_compiler, flat_observations
 from sb3_sparse.export.c.source import generate
-from sb3_sparse.export.decision import decision_of, policy_of
+from sb3_sparse.export.decision import decision_of
 from sb3_sparse.export.normalization import normalized, statistics_of
 from sb3_sparse.export.onnx_file import OnnxPolicy, to_onnx
 from sb3_sparse.export.packed import pack
 from sb3_sparse.export.parity import model_actions, random_observations
-from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.zoo.runs import find_zoo_run
 from sb3_sparse_runtime.file import from_bytes
 from sb3_sparse_runtime.graph import Graph

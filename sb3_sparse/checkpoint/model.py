@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_sparse.checkpoint.environments import parts_of
 from sb3_sparse.checkpoint.names import CannotEncode, name_of
 from sb3_sparse.checkpoint.plain import Decoder, Encoder
+from sb3_sparse.policies.base import policy_of
 from sb3_sparse.utils.metadata import revealed
 
 #: Attributes that SB3 leaves out, and that a rollout goes on from.
@@ -183,7 +184,7 @@ def _set_tensors(model: BaseAlgorithm, parameters: Mapping[str, Any]) -> None:
     Callbacks prepare themselves when a training starts, and may touch what they keep in the policy. In place: they hold these
     tensors.
     """
-    present = revealed(getattr(model.policy, "_orig_mod", model.policy).state_dict())
+    present = revealed(policy_of(model).state_dict())
     for name, saved in revealed(parameters["policy"]).items():
         live = present.get(name)
         if isinstance(live, th.Tensor) and live.shape == saved.shape and not th.equal(live, saved.to(live.device)):

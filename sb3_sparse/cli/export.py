@@ -14,12 +14,11 @@ from sb3_sparse.conversion.quantize import quantize
 from sb3_sparse.conversion.sparsify import sparsify
 from sb3_sparse.export import Exported
 from sb3_sparse.export.check import check as run_check
-from sb3_sparse.export.decision import policy_of
 from sb3_sparse.export.exporter import make_artefact, write_checked
 from sb3_sparse.export.normalization import statistics_of
 from sb3_sparse.export.targets import SUFFIXES, check_target, format_of
 from sb3_sparse.nn.layers import SparseLayer
-from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.zoo.runs import ZooRun, find_zoo_run, make_training_env
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sb3_sparse.conversion.calibration import Model, Observations, _calibrate, _given, _replayed, _rolled_out
 from sb3_sparse.conversion.saved import Saved
-from sb3_sparse.policies.base import SparsePolicyMixin, sparse_policy
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of, sparse_policy
 from sb3_sparse.policies.quantized_layers import plan_quantization
 from sb3_sparse.quantization.config import QuantizationConfig
 from sb3_sparse.utils.checks import is_number, require_integer
@@ -56,7 +56,7 @@ def quantize(
     require_integer("n_samples", n_samples, low=1)
     if percentile is not None and not (is_number(percentile) and 50 < percentile < 100):
         raise ValueError(f"`percentile` must be None or a number in (50, 100), got {percentile!r}")
-    if not isinstance(getattr(model.policy, "_orig_mod", model.policy), SparsePolicyMixin):
+    if not isinstance(policy_of(model), SparsePolicyMixin):
         raise TypeError(
             f"the model's policy is {type(model.policy).__name__}, whose layers cannot be quantized: make it a sparse policy "
             "first, with nothing pruned, by sb3_sparse.sparsify(model, sparsity=0)"

@@ -17,7 +17,7 @@ from sb3_sparse.conversion.saved import UPDATER_PREFIX, Saved
 from sb3_sparse.masks.config import SparsityConfig
 from sb3_sparse.masks.plan import select_layers
 from sb3_sparse.nn.layers import SparseLayer
-from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.policies.structure import find_optimizers
 
 Model = TypeVar("Model", bound=BaseAlgorithm)
@@ -208,7 +208,7 @@ def shrink(model: Model) -> Model:
         ``load``. ``to_stock`` makes it ordinary.
     :raises NotImplementedError: If its networks are no plain chains, such as CrossQ's with batch normalisation.
     """
-    policy = getattr(model.policy, "_orig_mod", model.policy)
+    policy = policy_of(model)
     hidden = find_hidden(policy)
     dead = dead_units(hidden)
     saved = Saved.of(model)

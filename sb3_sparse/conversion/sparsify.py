@@ -25,7 +25,7 @@ from sb3_sparse.masks.patterns import parse_pattern
 from sb3_sparse.masks.plan import LayerPlan, make_plan, refuse_growth, refuse_layer_growth
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.algorithms import sparse_counterpart
-from sb3_sparse.policies.base import SparsePolicyMixin, _policy
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.policies.structure import find_structure
 from sb3_sparse.utils.checks import require_choice
 
@@ -258,7 +258,7 @@ def sparsify(
     else:
         file = find_model_file(model)
         old = load_model(file, algorithm) if allow_pickle else load_untrusted(file, algorithm=algorithm)
-    policy = _policy(old)
+    policy = policy_of(old)
     target_class = _check_policy_class(policy_class, policy) if policy_class is not None else sparse_counterpart(old)
     config = _make_config(policy, sparsity, distribution, pattern, dense_layers, masks)
     if scope == "global" and parse_pattern(config.pattern).fixed_sparsity is not None:

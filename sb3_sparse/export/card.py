@@ -14,10 +14,10 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.export.c.source import generate
-from sb3_sparse.export.decision import decision_of, policy_of
+from sb3_sparse.export.decision import decision_of
 from sb3_sparse.export.exporter import provenance_of, report_of
 from sb3_sparse.export.packed import pack
-from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse_runtime.graph import Graph
 from sb3_sparse_runtime.operations import Layer
 

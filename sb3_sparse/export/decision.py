@@ -26,7 +26,7 @@ from sb3_sparse.export.network import Flow, Writer, as_float32
 from sb3_sparse.export.normalization import statistics
 from sb3_sparse.export.spaces import action_space, observation_spaces
 from sb3_sparse.nn.layers import SparseLayer
-from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse_runtime.graph import Graph
 from sb3_sparse_runtime.operations import (
     Above,
@@ -44,16 +44,6 @@ from sb3_sparse_runtime.operations import (
 from sb3_sparse_runtime.spaces import Space
 
 SUPPORTED = "TD3, DDPG, SAC, TQC, DQN, QR-DQN, PPO, A2C and MaskablePPO"
-
-
-def policy_of(model: BaseAlgorithm) -> BasePolicy:
-    """
-    Look through a compiled policy.
-
-    :param model: A model.
-    :return: Its policy, also behind ``torch.compile``.
-    """
-    return getattr(model.policy, "_orig_mod", model.policy)
 
 
 class _Decision:

@@ -20,12 +20,12 @@ from sb3_sparse.export.c.source import Source, arduino_library, check_name, gene
 from sb3_sparse.export.check import Check, without_normalization
 from sb3_sparse.export.check import check as run_check
 from sb3_sparse.export.cortex_m import test_bench
-from sb3_sparse.export.decision import decision_of, policy_of
+from sb3_sparse.export.decision import decision_of
 from sb3_sparse.export.onnx_file import require_onnx, to_onnx
 from sb3_sparse.export.packed import in_half_precision, pack
 from sb3_sparse.export.parity import require_same_decision
 from sb3_sparse.export.targets import check_target, format_of
-from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.utils.checks import require_choice
 from sb3_sparse_runtime.graph import Graph
 from sb3_sparse_runtime.operations import Layer

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_sparse.export.decision import policy_of
 from sb3_sparse.export.normalization import normalized
+from sb3_sparse.policies.base import policy_of
 from sb3_sparse_runtime.graph import Graph
 from sb3_sparse_runtime.operations import Normalize
 from sb3_sparse_runtime.spaces import Space

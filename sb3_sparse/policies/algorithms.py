@@ -20,7 +20,7 @@ from stable_baselines3.dqn import policies as dqn
 from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
 
-from sb3_sparse.policies.base import SparsePolicyMixin, _policy
+from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 
 # One class per stock class, so that saved models refer to them by name.
 
@@ -207,7 +207,7 @@ def sparse_counterpart(model: BaseAlgorithm) -> type[SparsePolicyMixin]:
     :raises ValueError: For an algorithm that is not supported.
     :raises TypeError: For a policy class of the user's own, saying how to make it sparse.
     """
-    policy = type(_policy(model))
+    policy = type(policy_of(model))
     if issubclass(policy, SparsePolicyMixin):
         return policy
     policies = next((SPARSE_POLICIES[cls] for cls in type(model).__mro__ if cls in SPARSE_POLICIES), None)

@@ -37,7 +37,13 @@ from sb3_sparse.policies.passes import detached_distributions
 from sb3_sparse.policies.structure import ONLINE_OF_TARGET, Structure, find_optimizers, find_structure, find_submodule
 
 
-def _policy(model: BaseAlgorithm) -> BasePolicy:
+def policy_of(model: BaseAlgorithm) -> BasePolicy:
+    """
+    Find the policy of a model, sparse or not.
+
+    :param model: A model.
+    :return: Its policy, also behind ``torch.compile``.
+    """
     return getattr(model.policy, "_orig_mod", model.policy)
 
 
@@ -246,7 +252,7 @@ def sparse_policy(model: BaseAlgorithm) -> SparsePolicyMixin:
     :return: Its policy.
     :raises TypeError: If the policy is not sparse.
     """
-    policy = getattr(model.policy, "_orig_mod", model.policy)
+    policy = policy_of(model)
     if not isinstance(policy, SparsePolicyMixin):
         raise TypeError(
             f"the model's policy is {type(policy).__name__}, which is not sparse: create the model with a sparse policy, "
