@@ -85,6 +85,8 @@ def _sizes(folder: Path) -> dict[Path, int]:
 
 def fill(buffer: Any, n_rows: int) -> None:
     """
+    Fill a replay buffer with made-up transitions.
+
     :param buffer: A replay buffer.
     :param n_rows: How many made-up transitions it gets.
     """
@@ -98,6 +100,8 @@ def fill(buffer: Any, n_rows: int) -> None:
 
 def measure(arguments: argparse.Namespace, size: int, folder: Path) -> dict[str, Any]:
     """
+    Measure what a checkpoint costs.
+
     :param arguments: Parsed by :func:`add_arguments`.
     :param size: Transitions of the buffer; it is full.
     :param folder: An empty folder.

@@ -75,6 +75,8 @@ def find_algorithm(path: Path, name: str | None = None) -> type[BaseAlgorithm]:
 
 def named_algorithm(name: str | None) -> type[BaseAlgorithm] | None:
     """
+    Find the algorithm of a name.
+
     :param name: rl-zoo3's name of an algorithm, None if it is not known.
     :return: The algorithm's class.
     :raises ValueError: For an unknown name.
@@ -87,6 +89,8 @@ def named_algorithm(name: str | None) -> type[BaseAlgorithm] | None:
 
 def algorithm_of(data: Mapping[str, Any], path: Path) -> type[BaseAlgorithm]:
     """
+    Find the algorithm of a saved model.
+
     :param data: Attributes of a saved model.
     :param path: Its file.
     :return: The algorithm: its policy and its hyperparameters tell.

@@ -55,6 +55,8 @@ def _name(cls: type) -> str:
 @lru_cache(maxsize=1)
 def known_classes() -> dict[str, type]:
     """
+    List the classes that a file may name.
+
     :return: Classes that a file may name, by name: policies of the supported algorithms, activations, optimizers, features
         extractors, buffers.
     """
@@ -87,6 +89,8 @@ class _Values:
 
     def make(self, node: Any, path: str = "") -> Any:
         """
+        Make a value of what a pickle says.
+
         :param node: What a pickle says.
         :param path: Where it is.
         :return: The value.
