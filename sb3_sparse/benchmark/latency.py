@@ -25,6 +25,7 @@ from sb3_sparse.conversion.loading import find_model_file, load_model
 from sb3_sparse.conversion.quantize import quantize
 from sb3_sparse.conversion.sparsify import sparsify
 from sb3_sparse.conversion.to_stock import to_stock
+from sb3_sparse.export.arrangement import arranged
 from sb3_sparse.export.artefact import c_compiler, flat_observations
 from sb3_sparse.export.c.source import generate
 from sb3_sparse.export.decision import decision_of
@@ -174,7 +175,8 @@ def variants(
     :raises ValueError: If generated C answers something else than its model.
     :raises RuntimeError: If a compiler refuses it.
     """
-    floats, integers = (decision_of(model, normalize=subject.normalize) for model in (subject.stock, subject.quantized))
+    models = (subject.stock, subject.quantized)
+    floats, integers = (arranged(decision_of(model, normalize=subject.normalize)) for model in models)
     observations = random_observations(floats, N_OBSERVATIONS, seed)
     found: dict[str, Calls] = {
         PREDICT: _predict(subject, observations),

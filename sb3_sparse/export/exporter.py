@@ -14,6 +14,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_sparse.analysis.report import sparsity_report
+from sb3_sparse.export.arrangement import arranged
 from sb3_sparse.export.artefact import Artefact
 from sb3_sparse.export.c.program import LAYOUTS
 from sb3_sparse.export.c.source import Source, arduino_library, check_name, generate, project
@@ -184,12 +185,14 @@ def make_artefact(
     require_same_decision(model, graph, normalize)
     origin = provenance_of(model, provenance)
     about = f"{origin['algorithm']} policy after {origin['timesteps']:,} steps."
+    small = arduino or to == "cortex-m" or (layout or "").startswith("small")
+    if to in ("packed", "c") and not small:
+        graph = arranged(graph)
     if to == "packed":
         graph = in_half_precision(graph) if bits == 16 else graph
         return Artefact(to, graph, data=pack(graph, report_of(model), origin))
     if to == "onnx":
         return Artefact(to, graph, data=to_onnx(graph, about, origin))
-    small = arduino or to == "cortex-m"
     source = generate(graph, name, layout=layout or ("small" if small else "fast"), about=about)
     make = arduino_library if arduino else test_bench if to == "cortex-m" else project
     return Artefact(to, graph, texts=make(source), source=source)

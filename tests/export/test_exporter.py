@@ -62,7 +62,7 @@ def test_bad_arguments_are_named_before_anything_is_written(tmp_path):
     for kwargs, said in (
         (dict(to="c", name="9lives"), "`name` must be lower-case letters, digits and underscores, .* got '9lives'"),
         (dict(to="c", name="main"), "got 'main'"),
-        (dict(to="c", layout="tiny"), "`layout` must be one of 'fast', 'small', 'dense', got 'tiny'"),
+        (dict(to="c", layout="tiny"), "`layout` must be one of 'fast', 'small', 'dense', 'small-dense', got 'tiny'"),
         (dict(to="packed", bits=9), "`bits` must be one of None, 32, 16, 8"),
         (dict(to="packed", bits=8), r"`bits`=8: the model's weights have 32 bits. Quantize it first"),
         (dict(to="c", bits=16), "`bits`=16 is for `to`='packed'"),
