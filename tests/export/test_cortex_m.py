@@ -92,8 +92,8 @@ def test_instructions_are_counted_exactly(hopper, tmp_path):
             [*command, *one_by_one, "-d", "nochain,exec", "-D", "log"], cwd=tmp_path, check=True, capture_output=True
         )
         counts.append((tmp_path / "log").read_text().count("Trace"))
-    # The loop around the decisions has a few instructions of its own, how many is the compiler's affair
-    assert 0 <= (counts[1] - counts[0]) / 10 - found.instructions < 30
+    # Loops and reading the clock have a few instructions of their own, how many is the compiler's affair
+    assert abs((counts[1] - counts[0]) / 10 - found.instructions) < 30
 
 
 @needs_tools
