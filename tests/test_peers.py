@@ -51,13 +51,10 @@ FILES = {
     ],
 }
 CASES = [(package, file) for package, files in FILES.items() for file in files]
-#: Tests that fail with sparse policies and pass with stock ones, and why.
+#: Tests that fail with sparse policies and pass with stock ones, at which sparsities, and why.
 DEVIATIONS = {
-    (
-        "stable_baselines3",
-        "run",
-        "test_ppo_warnings",
-    ): "the advice to train PPO on the CPU looks for the name ActorCriticPolicy",
+    ("stable_baselines3", "run", "test_ppo_warnings"): ((0, 0.5), "the advice to train on the CPU is for ActorCriticPolicy"),
+    ("stable_baselines3", "her", "test_performance_her"): ((0.5,), "half of the weights need more steps than it allows"),
 }
 #: Tests that are not run, and why.
 LEFT_OUT = {
@@ -129,6 +126,6 @@ def test_their_tests(package, file, sparsity, tmp_path):
         failed = {name: why for name, why in failed.items() if name not in stock}
     for name, why in failed.items():
         print(f"{name}: {why[:500]}")
-    expected = {name for one, other, name in DEVIATIONS if (one, other) == (package, file)}
+    expected = {name for (*where, name), (at, _) in DEVIATIONS.items() if where == [package, file] and sparsity in at}
     assert {name.partition("[")[0] for name in failed} == expected
     assert n_policies > 0
