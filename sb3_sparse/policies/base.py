@@ -35,6 +35,7 @@ from sb3_sparse.policies.arguments import check_arguments, check_optimizer
 from sb3_sparse.policies.normalization import keep_gradients_finite
 from sb3_sparse.policies.passes import detached_distributions
 from sb3_sparse.policies.structure import ONLINE_OF_TARGET, Structure, find_optimizers, find_structure, find_submodule
+from sb3_sparse.policies.threads import keep_passes_apart
 
 
 def policy_of(model: BaseAlgorithm) -> BasePolicy:
@@ -156,6 +157,7 @@ class SparsePolicyMixin(_PolicyBase):
         seed = _default_seed() if config.mask_seed is None else config.mask_seed
         targets = self._make_targets_sparse(layers)
         keep_gradients_finite(self)
+        keep_passes_apart(self)
         sequences = adopt_sequences(self, choice)
         engine = SurvivorSteps(sequences) if survivor_steps else None
         self.sparsifier = Sparsifier(layers, plan, targets, optimizers, seed, engine, self.structure.bypassed)

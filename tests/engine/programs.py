@@ -109,6 +109,29 @@ def _iterate(world: World, a: int, b: int) -> None:
                 (x if a % 3 == 1 and not x.requires_grad else world.policy.critic.q_networks[1][0].weight).mul_(1.25)
 
 
+def _twice(world: World, a: int, b: int) -> None:
+    """A network is called, something changes, and it is called again with the same input."""
+    network = world.network(a)
+    x = world.input_of(network, b)
+    mode = th.no_grad if b % 5 == 4 else nullcontext
+    with mode():
+        outputs = [network(x)]
+    layer = [module for module in network if hasattr(module, "weight_mask")][b // 4 % 3]
+    with th.no_grad():
+        [
+            lambda: layer.weight.mul_(0.5),
+            lambda: layer.weight.data.mul_(0.5),
+            lambda: layer.bias.add_(0.5),
+            lambda: layer.replace_mask(layer.weight_mask.roll(1, 0)),
+            lambda: x.detach().mul_(0.5),
+            lambda: outputs[0].detach().mul_(0.5),
+            lambda: None,
+        ][a // 5 % 7]()
+    outputs.append(network(x))
+    world.seen += [output.detach().clone() for output in outputs]
+    world.outputs += [output for output in outputs if output.requires_grad]
+
+
 def _backward(world: World, a: int, b: int) -> None:
     if world.outputs:
         world.loss(a).backward(retain_graph=bool(b % 3), create_graph=b % 5 == 1)
@@ -317,6 +340,7 @@ def _hook(world: World, a: int, b: int) -> None:
 OPERATIONS: dict[str, Callable[[World, int, int], None]] = {
     "forward": _forward,
     "iterate": _iterate,
+    "twice": _twice,
     "backward": _backward,
     "gradients": _gradients,
     "partial backward": _partial_backward,
@@ -346,7 +370,7 @@ OPERATIONS: dict[str, Callable[[World, int, int], None]] = {
     "hook": _hook,
 }
 #: Those that a program needs more often than others.
-_OFTEN = ("forward", "forward", "forward", "backward", "backward", "train", "write", "iterate")
+_OFTEN = ("forward", "forward", "forward", "backward", "backward", "train", "write", "iterate", "twice")
 _numbers = st.integers(0, 59)
 programs: Any = st.lists(st.tuples(st.sampled_from([*_OFTEN, *OPERATIONS]), _numbers, _numbers), min_size=2, max_size=14)
 

@@ -1,8 +1,9 @@
 """The engine is invisible: no program can tell which one runs, and each of these breakages of it is found."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, find, given, settings
 
+from tests.engine.mutants import MUTANTS
 from tests.engine.networks import needs_kernels
 from tests.engine.programs import difference, programs
 
@@ -22,3 +23,17 @@ def test_programs_cannot_tell(engine, program):
 @settings(max_examples=4000, derandomize=False)
 def test_many_programs_cannot_tell(engine, program):
     assert difference(program, engine) is None
+
+
+@pytest.mark.expensive
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_broken_engines_are_found(mutant):
+    def told(program):
+        with MUTANTS[mutant]():
+            try:
+                return difference(program, "native") is not None
+            except Exception:
+                return True  # another error than torch's
+
+    program = find(programs, told, settings=settings(max_examples=3000, database=None, phases=[Phase.generate]))
+    assert difference(program, "native") is None
