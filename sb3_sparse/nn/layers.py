@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch as th
 from torch import nn
+from torch.autograd import forward_ad
 from typing_extensions import Self
 
 from sb3_sparse.masks.patterns import Pattern
@@ -112,9 +113,20 @@ class SparseLayer(nn.Module):
         return layer
 
     def forward(self, input: th.Tensor) -> th.Tensor:
-        """The stock layer's, or what its quantizer makes of it."""
+        """
+        Run the stock layer's pass, or what its quantizer makes of it.
+
+        :param input: As for the stock layer.
+        :return: As from the stock layer.
+        :raises RuntimeError: For a quantized layer under ``torch.func`` and forward-mode derivatives.
+        """
         if self.quantizer is None:
             return super().forward(input)
+        if th._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0:
+            raise RuntimeError(
+                "torch.func (vmap, grad, jvp, ...) and forward-mode derivatives do not go through quantized layers, whose "
+                "rounding has a derivative for backward() alone: to_stock(model, bake_quantization=True) has none"
+            )
         self.ran = True
         if input.is_nested:
             # Sequences of several lengths in one, as torch's TransformerEncoder makes them

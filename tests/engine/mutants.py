@@ -127,8 +127,10 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "hooks of modules are passed by": lambda: _after(
         SparseSequential, "_prepare", lambda self, found: self.__dict__.update(_hooks=[])
     ),
-    "dense gradients are not left to torch": lambda: _after(
-        SparseSequential, "native_survivors", lambda self, found, x: found or self.survivors()
+    "dense gradients are not computed": lambda: _after(
+        Gradients,
+        "way",
+        lambda self, found, wanted: "wait" if any(layer.wants_dense_gradient for layer in self.layers) else found,
     ),
     "moments that others hold are taken": lambda: patch("sb3_sparse.engine.adam._is_alone", lambda state, parameter: True),
     "moments stay with the survivors": lambda: _instead(SurvivorAdam, "release", lambda self: None),
