@@ -1,5 +1,7 @@
 """The list of mutations is about the package as it is, and each is noticed."""
 
+import shutil
+
 import pytest
 
 from tests import mutations
@@ -9,6 +11,7 @@ from tests import mutations
 def test_what_is_to_be_broken_is_there(mutation, tmp_path):
     target = tmp_path / "sb3_sparse" / mutation.file
     target.parent.mkdir(parents=True)
+    shutil.copy(mutations.ROOT / "sb3_sparse" / mutation.file, target)
     mutations.mutate(tmp_path, mutation)
     text = target.read_text()
     compile(text, mutation.file, "exec")

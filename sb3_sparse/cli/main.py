@@ -231,7 +231,13 @@ def make_parser() -> argparse.ArgumentParser:
     prune.add_argument("--algo", help="the algorithm (td3, sac, ...); found out from the file if left out")
     prune.add_argument("-o", "--output", metavar="OUT", help="the new model's zip; MODEL-pruned.zip if left out")
     prune.add_argument("--force", action="store_true", help="replace a file that is there")
-    prune.add_argument("--finetune", type=int, default=0, metavar="STEPS", help="environment steps of further training")
+    prune.add_argument(
+        "--finetune",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="environment steps of further training; unpickles what rl-zoo3 left beside the model (statistics, replay buffer)",
+    )
     prune.add_argument("--env", help="environment to train in; found in rl-zoo3's folder if left out")
     prune.add_argument("--seed", type=int, help="seed of the further training")
     _add_allow_pickle(prune)
