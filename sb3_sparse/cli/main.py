@@ -12,6 +12,21 @@ from sb3_sparse.tuning.arguments import add_tune_arguments, with_question
 from sb3_sparse.utils.command_line import Parser, Refusal
 
 DESCRIPTION = "Sparse training for Stable-Baselines3"
+EPILOG = """\
+examples:
+  sb3-sparse train --method rlx2 --algo td3 --env Hopper-v4 -n 100000 -P
+  sb3-sparse report logs/td3
+  sb3-sparse prune agent.zip --sparsity 0.9 --finetune 50000 --env Pendulum-v1
+  sb3-sparse export agent.zip --to c --bits 8 --check
+  sb3-sparse compare static rlx2 --env Pendulum-v1 --seeds 5
+  sb3-sparse tune keep 0.97 --algo sac --env Pendulum-v1 -n 20000
+
+exit codes:
+  0   done
+  1   something failed on the way
+  2   the command line, a file or a package is wrong: one line says what
+  75  a signal stopped the training after its checkpoint was written; --resume goes on
+"""
 ZOO_HELP = {
     "train": "train through rl-zoo3; --method NAME chooses a preset, --search NAMES what --optimize searches, "
     "--checkpoint-every STEPS writes checkpoints and --resume RUN_FOLDER goes on from them, everything else is rl-zoo3's "
@@ -202,7 +217,9 @@ def _add_allow_pickle(parser: argparse.ArgumentParser) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of everything but the arguments that are handed on to rl-zoo3."""
-    parser = Parser(prog="sb3-sparse", description=DESCRIPTION)
+    parser = Parser(
+        prog="sb3-sparse", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in ZOO_HELP.items():
         commands.add_parser(name, help=text, add_help=False)

@@ -1,12 +1,14 @@
 """Every sub-command looks at everything first: a mistake is one line on standard error, exit code 2, nothing written."""
 
+import shlex
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sb3_sparse.benchmark.__main__ import main as benchmark
-from sb3_sparse.cli.main import main
+from sb3_sparse.cli.main import EPILOG, ZOO_HELP, main, make_parser
+from sb3_sparse.tuning.arguments import with_question
 from sb3_sparse.zoo.presets import presets_folder
 from sb3_sparse.zoo.sections import check_hyperparameters, zoo_configuration
 
@@ -84,3 +86,11 @@ def test_every_entry_of_rl_zoo3s_configurations_and_of_the_presets_is_known(algo
     for file in files:
         for section in yaml.safe_load(file.read_text()).values():
             check_hyperparameters(ALGOS[algo], section)
+
+
+def test_the_examples_of_the_help_are_understood():
+    examples = [shlex.split(line)[1:] for line in EPILOG.splitlines() if line.startswith("  sb3-sparse")]
+    assert len(examples) >= 6
+    for words in examples:
+        if words[0] not in ZOO_HELP:
+            make_parser().parse_args(["tune", *with_question(words[1:])] if words[0] == "tune" else words)
