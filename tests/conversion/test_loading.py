@@ -152,7 +152,7 @@ def test_a_policy_class_of_a_script(tmp_path, monkeypatch):
     for agent in (tmp_path / "dense.zip", dense):
         model = sparsify(agent, 0.5, policy_class=own_training.SparseMyPolicy)
         assert type(model.policy) is own_training.SparseMyPolicy
-        assert same_actions(sparsify(given, 0.0, policy_class=own_training.SparseMyPolicy), dense, bits=False)
+        assert same_actions(sparsify(agent, 0.0, policy_class=own_training.SparseMyPolicy), dense, bits=False)
         assert_invariants(model)
     again = sparsify(tmp_path / "sparse.zip", 0.7)
     assert type(again.policy).__name__ == "SparseMyPolicy"
