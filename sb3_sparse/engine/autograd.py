@@ -9,6 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_sparse.engine import native
+from sb3_sparse.engine.gradients import may_be_wanted
 from sb3_sparse.engine.survivors import Survivors
 
 _NOTHING = th.empty(0)
@@ -54,16 +55,17 @@ class _Pass:
         self.y: th.Tensor | None = y
         self.versions = [weight._version for weight in survivors.weights]
 
-    def check_weights(self, first: int) -> None:
+    def check_weights(self, first: int, x: th.Tensor) -> None:
         """
         Refuse what torch refuses.
 
         :param first: First layer whose weight the backward pass multiplies by.
+        :param x: The input.
         :raises RuntimeError: If a weight was written to since the forward pass.
         """
         if [weight._version for weight in self.survivors.weights[first:]] == self.versions[first:]:
             return
-        for index in range(first, len(self.versions)):
+        for index in range(max(first, self.reaches(x)), len(self.versions)):
             version = self.survivors.weights[index]._version
             if version != self.versions[index]:
                 raise RuntimeError(
@@ -71,6 +73,20 @@ class _Pass:
                     f"weight of layer {index} of a sequence is at version {version}; expected version {self.versions[index]} "
                     "instead"
                 )
+
+    def reaches(self, x: th.Tensor) -> int:
+        """
+        Find out how far the backward pass that runs now goes; one to some inputs alone may end early.
+
+        :param x: The input.
+        :return: The first layer that it goes through.
+        """
+        if x.requires_grad and may_be_wanted(x):
+            return 0
+        for index, (_, _, _, weight, bias) in enumerate(self.survivors.made_of):
+            if may_be_wanted(weight) or (bias is not None and may_be_wanted(bias)):
+                return index
+        return len(self.versions)
 
     def activations(self, x: th.Tensor) -> list[th.Tensor]:
         """
@@ -103,15 +119,20 @@ class _Run(th.autograd.Function):
     def backward(ctx: Any, *gradients: th.Tensor | None) -> Any:
         record: _Pass = ctx.record
         x: th.Tensor = ctx.x
+        survivors = record.survivors
         (dy,) = gradients
         needed = ctx.needs_input_grad[1:]
-        _ = ctx.saved_tensors
+        try:
+            _ = ctx.saved_tensors
+        except RuntimeError as error:
+            # The input is needed by the first layer alone
+            if "modified by an inplace operation" not in str(error) or record.reaches(x) == 0:
+                raise
         if dy is None:
             return (None,) * (1 + len(needed))
-        record.check_weights(0 if needed[0] else 1)
+        record.check_weights(0 if needed[0] else 1, x)
         if th.is_grad_enabled():
             return None, *_differentiable(record, x, dy, needed)
-        survivors = record.survivors
         with survivors.lock:
             way = survivors.gradients.way(needed[1:]) if any(needed[1:]) else "nothing"
             # By `data` weights can be written to without a refusal: it is the new ones that count
@@ -139,9 +160,9 @@ def _gradients(
     for index in reversed(range(len(weights))):
         output = activations[index + 1]
         if survivors.activations[index] == 1:
-            dy = dy * (output > 0)
+            dy = th.ops.aten.threshold_backward(dy, output, 0)
         elif survivors.activations[index] == 2:
-            dy = dy * (1 - output * output)
+            dy = th.ops.aten.tanh_backward(dy, output)
         if survivors.layers[index].bias is not None:
             found.append(dy.sum(0))
         found.append(dy.t() @ activations[index])

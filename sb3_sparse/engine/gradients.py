@@ -29,6 +29,21 @@ def addresses_of(tensors: Sequence[th.Tensor]) -> list[int]:
     return [*map(th.Tensor.data_ptr, tensors)]
 
 
+def may_be_wanted(tensor: th.Tensor) -> bool:
+    """
+    Find out whether the backward pass that runs now wants a gradient.
+
+    :param tensor: Of which the gradient would be.
+    :return: False if it certainly does not.
+    """
+    if _will_run is None or not tensor.requires_grad:
+        return True
+    try:
+        return bool(_will_run(get_gradient_edge(tensor).node))
+    except RuntimeError:  # autograd.grad() of a leaf
+        return True
+
+
 class Gradients:
     """
     The gradients of the parameters of a sequence.

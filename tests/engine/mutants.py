@@ -83,7 +83,7 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "weights are read once": lambda: _instead(Survivors, "follow", _follow_once),
     "weights are followed by their versions alone": lambda: _instead(Survivors, "follow", _follow_versions_alone),
     "pruned weights that are not zero are ignored": lambda: _after(Survivors, "follow", lambda self, found: True),
-    "held memory is not noticed": lambda: _instead(Survivors, "_is_aliased", lambda self, index: False),
+    "held memory is not noticed": lambda: patch("sb3_sparse.engine.survivors._use_count", lambda storage: 2),
     "another mask is not noticed": lambda: _instead(
         Survivors,
         "fits",
@@ -93,10 +93,10 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         ),
     ),
     "weights written to between the passes are not refused": lambda: _instead(
-        autograd._Pass, "check_weights", lambda self, first: None
+        autograd._Pass, "check_weights", lambda self, first, x: None
     ),
     "every weight is taken to be needed again": lambda: _instead(
-        autograd._Pass, "check_weights", lambda self, first, stock=autograd._Pass.check_weights: stock(self, 0)
+        autograd._Pass, "check_weights", lambda self, first, x, stock=autograd._Pass.check_weights: stock(self, 0, x)
     ),
     "an earlier gradient is overwritten": lambda: _instead(Gradients, "wait", _overwrite),
     "the critic's gradients are thrown away": lambda: _instead(Gradients, "wait", lambda self, deltas: None),
@@ -140,7 +140,6 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "targets are averaged whatever was written to them": lambda: _instead(
         SurvivorParameter, "is_current", lambda self: self.survivors is not None
     ),
-    "targets are averaged by the online masks": lambda: _instead(SurvivorParameter, "has_mask_of", lambda self, other: True),
     "data of a weight leaves no trace": lambda: patch.object(
         SurvivorParameter, "aliased", PropertyMock(return_value=False), create=True
     ),

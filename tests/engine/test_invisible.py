@@ -5,7 +5,7 @@ from hypothesis import Phase, find, given, settings
 
 from tests.engine.mutants import MUTANTS
 from tests.engine.networks import needs_kernels
-from tests.engine.programs import difference, programs
+from tests.engine.programs import WITNESSES, difference, programs
 
 pytestmark = needs_kernels
 
@@ -35,5 +35,12 @@ def test_broken_engines_are_found(mutant):
             except Exception:
                 return True  # another error than torch's
 
+    if any(map(told, WITNESSES)):
+        return
     program = find(programs, told, settings=settings(max_examples=3000, database=None, phases=[Phase.generate]))
+    assert difference(program, "native") is None
+
+
+@pytest.mark.parametrize("program", WITNESSES, ids=str)
+def test_programs_that_once_told_or_tell_of_a_mutant(program):
     assert difference(program, "native") is None
