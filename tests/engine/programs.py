@@ -375,6 +375,8 @@ OPERATIONS: dict[str, Callable[[World, int, int], None]] = {
 _OFTEN = ("forward", "forward", "forward", "backward", "backward", "train", "write", "iterate", "twice")
 #: Programs that tell what random ones tell rarely.
 WITNESSES: list[Program] = [
+    [("forward", 0, 0), ("write", 0, 0), ("forward", 0, 0)],
+    [("forward", 1, 0), ("mask", 1, 1), ("forward", 1, 0)],
     [("forward", 1, 0), ("gradients", 3, 1)],
     [("forward", 4, 0), ("train", 0, 0), ("mask", 1, 1), ("train", 0, 0), ("forward", 4, 0)],
     [("iterate", 56, 50), ("gradients", 58, 7)],
