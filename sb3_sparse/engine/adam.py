@@ -82,6 +82,8 @@ class SurvivorAdam(Adam):
     @staticmethod
     def adopt(optimizer: Optimizer, sequences: Sequence[SparseSequential], layers: Sequence[SparseLayer] = ()) -> None:
         """
+        Turn a plain Adam into one that steps over survivors, in place.
+
         :param optimizer: A plain Adam, or one that is adopted already; anything else is left as it is.
         :param sequences: Sequences all of whose parameters are the optimizer's.
         :param layers: Further sparse layers of which that is true; those of the sequences may be among them.
@@ -242,6 +244,8 @@ class SurvivorAdam(Adam):
 
     def step(self, closure: Any = None) -> Any:
         """
+        Step, as torch's Adam does; over survivors where only they have gradients.
+
         :param closure: As in ``torch.optim.Adam.step``; with one, the step is torch's own.
         :return: Loss of the closure.
         """
@@ -268,6 +272,8 @@ class SurvivorSteps:
 
     def adopt(self, optimizer: Optimizer, layers: Sequence[SparseLayer]) -> None:
         """
+        Let an optimizer step over the survivors of these layers, if it is stock Adam.
+
         :param optimizer: An optimizer; anything but stock Adam is left as it is.
         :param layers: The sparse layers whose weights are its own.
         """
@@ -277,6 +283,8 @@ class SurvivorSteps:
 
     def projects_itself(self, optimizer: Optimizer) -> bool:
         """
+        Say whether the step kept pruned weights at zero without a projection.
+
         :param optimizer: An optimizer.
         :return: Whether its last step left every pruned weight at zero.
         """

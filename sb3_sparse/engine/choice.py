@@ -38,6 +38,8 @@ def requested_engine(engine: str) -> str:
 
 def describe_engine(engine: str) -> str:
     """
+    Describe an engine for people.
+
     :param engine: The engine a policy was given.
     :return: What that means here and now, for people.
     """
@@ -67,6 +69,8 @@ class Choice:
 
     def is_native(self, sequence: SparseSequential, n_samples: int) -> bool:
         """
+        Decide whether the kernels run a sequence.
+
         :param sequence: A sequence that the kernels can run.
         :param n_samples: Size of the batch.
         :return: Whether they shall.

@@ -85,6 +85,8 @@ class Crossovers:
     @staticmethod
     def shape_class(sequence: SparseSequential, n_samples: int) -> str:
         """
+        Describe what the kernels' advantage depends on.
+
         :param sequence: A sequence.
         :param n_samples: Size of the batch.
         :return: What decides, as text: widths, density of each layer in steps of 0.05 (0.01 below 0.1), batch in powers of
@@ -100,6 +102,8 @@ class Crossovers:
 
     def ratio(self, sequence: SparseSequential, n_samples: int) -> float:
         """
+        Look up how much faster the kernels are; measured once and kept.
+
         :param sequence: A sequence.
         :param n_samples: Size of the batch.
         :return: How much faster the kernels are, forwards and backwards (forwards alone for batches of up to 8, which are

@@ -30,6 +30,8 @@ def available() -> bool:
 
 def why_not() -> str:
     """
+    Explain why there are no compiled kernels.
+
     :return: Why the compiled kernels are not there, and what to do.
     """
     return (
@@ -51,6 +53,8 @@ def notice(what: str) -> None:
 
 def instruction_set() -> str | None:
     """
+    Name the instruction set that the kernels use.
+
     :return: Name of the instruction set the kernels use (``"baseline"``, ``"avx2"``, ``"avx512"``), None without kernels.
     """
     return module.active_set() if available() else None
@@ -58,6 +62,8 @@ def instruction_set() -> str | None:
 
 def processor() -> str:
     """
+    Name this machine's processor.
+
     :return: The processor's name, as measurements are told apart by it.
     """
     try:
