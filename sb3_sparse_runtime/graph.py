@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_sparse_runtime.errors import InvalidPolicyError
-from sb3_sparse_runtime.operations import FORBIDDEN, ArgMax, Operation, Value
+from sb3_sparse_runtime.operations import FORBIDDEN, ArgMax, Layer, Operation, Value
 from sb3_sparse_runtime.operations.base import require
 from sb3_sparse_runtime.spaces import Space, Spaces
 
@@ -71,6 +71,16 @@ class Graph:
             values[self.outputs["action"]].kind == "action", "the output 'action' is not the result of an action's operation"
         )
         return values
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Operations that have weights, in order."""
+        return [operation for operation in self.operations if isinstance(operation, Layer)]
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every sum is one of integers, so that all that computes it agrees to the last bit."""
+        return all(layer.is_integer for layer in self.layers)
 
     @property
     def chooser(self) -> ArgMax | None:

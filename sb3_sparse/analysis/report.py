@@ -19,6 +19,7 @@ from sb3_sparse.masks.plan import LayerPlan
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.base import SparsePolicyMixin, sparse_policy
 from sb3_sparse.policies.structure import TARGET_SUFFIX, LeftOut, network_parameters, weights_left_out
+from sb3_sparse.utils.markdown import markdown
 
 BYTES_PER_VALUE = 4  # fp32
 
@@ -298,12 +299,10 @@ class SparsityReport:
         """The report as Markdown tables."""
         blocks = []
         for header, rows in self._tables():
-            # Names left, numbers right, as in the printed table
-            align = ["---" if index == 0 else "---:" for index in range(len(header))]
-            blocks.append("\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows)))
+            blocks.append(markdown(header, rows))
         if self.not_counted is not None:
-            blocks.append(self.not_counted)
-        return "\n\n".join(blocks) + "\n"
+            blocks.append(f"{self.not_counted}\n")
+        return "\n".join(blocks)
 
     def __str__(self) -> str:
         lines = [f"{self.algorithm} with {self.policy}, engine {self.engine}"]

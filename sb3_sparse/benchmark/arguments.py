@@ -10,6 +10,7 @@ from typing import Any
 import gymnasium as gym
 
 from sb3_sparse.benchmark.timing import environment
+from sb3_sparse.utils.markdown import markdown
 from sb3_sparse.zoo.environments import require_packages
 
 
@@ -123,13 +124,10 @@ def show(*tables: tuple[str, Sequence[Mapping[str, Any]]], as_json: bool) -> Non
         return
     print(environment())
     for note, rows in tables:
-        print(f"{note}\n")
         columns = list(rows[0])
-        print("| " + " | ".join(columns) + " |")
-        print("| " + " | ".join("---" if isinstance(rows[0][column], str) else "---:" for column in columns) + " |")
-        for row in rows:
-            print("| " + " | ".join(_cell(row[column]) for column in columns) + " |")
-        print()
+        texts = [index for index, column in enumerate(columns) if isinstance(rows[0][column], str)]
+        print(f"{note}\n")
+        print(markdown(columns, [[_cell(row[column]) for column in columns] for row in rows], texts))
 
 
 def _cell(value: Any) -> str:

@@ -24,9 +24,8 @@ from sb3_sparse.export.c.source import Source, generate
 from sb3_sparse.export.cortex_m import BOARDS, Measurement, build, missing_tools, test_bench
 from sb3_sparse.export.cortex_m import run as run_bench
 from sb3_sparse.export.decision import decision_of
-from sb3_sparse.export.parity import random_observations
+from sb3_sparse.export.parity import disagreement, random_observations
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.operations import Layer
 
 #: The loop that rl_tools' generic code compiles to: one sum per output, one product at a time.
 ONE_SUM = """\
@@ -101,7 +100,7 @@ def sources(subject: Subject) -> dict[str, tuple[Source, Graph]]:
     :return: Generated C and the decision it was made of, by name.
     """
     floats, integers = (decision_of(model, normalize=subject.normalize) for model in (subject.stock, subject.quantized))
-    bits = max(layer.bits for layer in integers.operations if isinstance(layer, Layer) and layer.is_quantized)
+    bits = max(layer.bits for layer in integers.layers if layer.is_quantized)
     found = {
         f"sparse int{bits}": (generate(integers, layout="small"), integers),
         f"dense int{bits}": (generate(integers, layout="small-dense"), integers),
@@ -144,10 +143,10 @@ def require_same(name: str, graph: Graph, found: Measurement, observations: dict
     :raises ValueError: If its actions are not the decision's.
     """
     expected = graph.evaluate(observations)[graph.outputs["action"]].reshape(found.actions.shape)
-    far = float(np.abs(found.actions - expected).max())
-    exact = all(layer.is_integer for layer in graph.operations if isinstance(layer, Layer))
-    if far > (0 if exact else 1e-4 * max(1.0, float(np.abs(expected).max()))):
-        raise ValueError(f"{name} does not decide as its model: actions differ by {far:g}")
+    if graph.is_exact and not np.array_equal(expected, found.actions):
+        raise ValueError(f"{name} does not decide as its integers say, to the bit")
+    if (said := disagreement(graph, expected, found.actions)) is not None:
+        raise ValueError(f"{name} does not decide as its model: {said}")
 
 
 def run(arguments: argparse.Namespace) -> None:

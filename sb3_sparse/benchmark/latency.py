@@ -19,7 +19,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_sparse.benchmark.arguments import net_arch, positive, seed_number, show, sparsity
-from sb3_sparse.benchmark.calls import Calls, CCalls, Latency, PythonCalls, c_calls, take_turns
+from sb3_sparse.benchmark.calls import Calls, Latency, PythonCalls, c_calls, take_turns
 from sb3_sparse.benchmark.models import make_model
 from sb3_sparse.conversion.loading import find_model_file, load_model
 from sb3_sparse.conversion.quantize import quantize
@@ -32,12 +32,11 @@ from sb3_sparse.export.decision import decision_of
 from sb3_sparse.export.normalization import normalized, statistics_of
 from sb3_sparse.export.onnx_file import OnnxPolicy, to_onnx
 from sb3_sparse.export.packed import pack
-from sb3_sparse.export.parity import model_actions, random_observations
+from sb3_sparse.export.parity import disagreement, model_actions, random_observations
 from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.zoo.runs import find_zoo_run
 from sb3_sparse_runtime.file import from_bytes
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.operations import Layer
 from sb3_sparse_runtime.policy import Policy
 
 #: Observations that the calls go through.
@@ -95,7 +94,8 @@ def subject_of(model: BaseAlgorithm, normalize: VecNormalize | None, said: str, 
     :raises ValueError: If it cannot be exported.
     """
     graph = decision_of(model, normalize=normalize)
-    bits = sorted({layer.bits for layer in graph.operations if isinstance(layer, Layer)})
+    layers = graph.layers
+    bits = sorted({layer.bits for layer in layers})
     is_quantized = bits != [32]
     sparse = model if isinstance(policy_of(model), SparsePolicyMixin) else sparsify(model, 0.0)
     quantized = sparse
@@ -103,7 +103,6 @@ def subject_of(model: BaseAlgorithm, normalize: VecNormalize | None, said: str, 
         given: Any = random_observations(graph, 256, seed)
         given = given if hasattr(policy_of(model).observation_space, "spaces") else given["observation"]
         quantized = quantize(sparse, data=given if normalize is None else normalized(normalize, given), bits=8)
-    layers = [layer for layer in graph.operations if isinstance(layer, Layer)]
     n_weights = sum(layer.weight.size for layer in layers)
     n_active = sum(int(np.count_nonzero(layer.weight)) for layer in layers)
     shapes = "-".join(str(width) for width in (layers[0].matrix.shape[1], *(len(layer.weight) for layer in layers)))
@@ -205,18 +204,11 @@ def variants(
         source = generate(graph, "policy", layout=layout)
         calls = c_calls(source, graph, flat_observations(graph, observations), folder / name.replace(" ", "_"), compiler)
         model = subject.stock if graph is floats else subject.quantized
-        _require_same(name, graph, calls, model_actions(model, observations, subject.normalize))
+        found_other = disagreement(graph, model_actions(model, observations, subject.normalize), calls.actions())
+        if found_other is not None:
+            raise ValueError(f"{name} does not decide as its model: {found_other}")
         found[name] = calls
     return found, left_out
-
-
-def _require_same(name: str, graph: Graph, calls: CCalls, expected: NDArray) -> None:
-    far = np.abs(calls.actions() - expected)
-    wrong = (
-        far.max() > 1e-4 * max(1.0, float(np.abs(expected).max())) if graph.action.kind == "box" else (far > 0).mean() > 0.05
-    )
-    if wrong:
-        raise ValueError(f"{name} does not decide as its model: actions differ by {far.max():g}")
 
 
 def rows_of(found: Mapping[str, Latency]) -> list[dict[str, Any]]:

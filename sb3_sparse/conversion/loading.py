@@ -183,19 +183,53 @@ def read_zip(path: Path) -> tuple[dict[str, Any], dict[str, Any], Any]:
     :return: Attributes, state dicts and other tensors, on the CPU.
     :raises ValueError: If it is no zip of Stable-Baselines3's or damaged, naming the entry.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a zip file, or one that was cut off: give a model saved by Stable-Baselines3")
+    require_zip(path)
     try:
         data, params, variables = load_from_zip_file(path, device="cpu")
     except ImportError:
         raise
     except Exception as error:
         raise ValueError(f"{path} is damaged: {_damaged_entry(path) or error}") from error
-    # Of a file that was cut off, what is left may be one of the zips in it
-    missing = "an entry 'data'" if data is None else "an entry 'policy.pth'" if "policy" not in params else "a policy class"
-    if data is None or "policy" not in params or "policy_class" not in data:
-        raise ValueError(f"{path} is not a model saved by Stable-Baselines3, or was cut off: it lacks {missing}")
+    if data is None:
+        raise lacking(path, "an entry 'data'")
+    if "policy" not in params:
+        raise lacking(path, "an entry 'policy.pth'")
+    if "policy_class" not in data:
+        raise lacking(path, "a policy class")
     return data, dict(params), variables
+
+
+def require_zip(path: Path) -> None:
+    """
+    Refuse what is no zip.
+
+    :param path: A file.
+    :raises ValueError: If it is something else, or was cut off.
+    """
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a zip file, or one that was cut off: give a model saved by Stable-Baselines3")
+
+
+def lacking(path: Path, what: str) -> ValueError:
+    """
+    Make the error of a zip that is no whole model. Of a file that was cut off, what is left may be one of the zips in it.
+
+    :param path: The zip.
+    :param what: What it lacks.
+    :return: The error.
+    """
+    return ValueError(f"{path} is not a model saved by Stable-Baselines3, or was cut off: it lacks {what}")
+
+
+def unreadable(name: str, error: Exception) -> str:
+    """
+    Say why an entry of a zip cannot be read.
+
+    :param name: The entry.
+    :param error: What came of reading it.
+    :return: Both, one line.
+    """
+    return f"its entry {name!r} cannot be read ({_said(error)})"
 
 
 def _damaged_entry(path: Path) -> str | None:
@@ -213,7 +247,7 @@ def _damaged_entry(path: Path) -> str | None:
                 elif name.endswith(".pth"):
                     th.load(io.BytesIO(content), map_location="cpu", weights_only=True)
             except Exception as error:
-                return f"its entry {name!r} cannot be read ({_said(error)})"
+                return unreadable(name, error)
     return None
 
 

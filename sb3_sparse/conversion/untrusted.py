@@ -20,9 +20,12 @@ from stable_baselines3.common.type_aliases import GymEnv
 from sb3_sparse.conversion.loading import (
     algorithm_of,
     find_model_file,
+    lacking,
     load_without_buffer,
     named_algorithm,
     naming_the_file,
+    require_zip,
+    unreadable,
 )
 from sb3_sparse.conversion.pickles import Unreadable
 from sb3_sparse.conversion.plain_values import plain_value
@@ -64,8 +67,7 @@ def read_untrusted(path: Path) -> Untrusted:
     :return: What could be read of it, on the CPU.
     :raises ValueError: If it is no zip of Stable-Baselines3's, is damaged, or lacks what makes a model.
     """
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a zip file, or one that was cut off: give a model saved by Stable-Baselines3")
+    require_zip(path)
     left_out: dict[str, str] = {}
     params: dict[str, Any] = {}
     variables: dict[str, Any] | None = None
@@ -73,9 +75,7 @@ def read_untrusted(path: Path) -> Untrusted:
         names = archive.namelist()
         missing = [name for name in ("data", "policy.pth") if name not in names]
         if missing:
-            raise ValueError(
-                f"{path} is not a model saved by Stable-Baselines3, or was cut off: it lacks an entry {missing[0]!r}"
-            )
+            raise lacking(path, f"an entry {missing[0]!r}")
         data = _read_data(path, archive, left_out)
         for name in names:
             if not name.endswith(".pth"):
@@ -83,7 +83,7 @@ def read_untrusted(path: Path) -> Untrusted:
             try:
                 found = th.load(io.BytesIO(archive.read(name)), map_location="cpu", weights_only=True)
             except Exception as error:
-                raise ValueError(_damaged(path, name, error)) from error
+                raise ValueError(f"{path} is damaged: {unreadable(name, error)}") from error
             if not isinstance(found, dict):
                 raise ValueError(f"{path} is damaged: its entry {name!r} holds no dictionary of tensors")
             if name in ("pytorch_variables.pth", "tensors.pth"):
@@ -94,11 +94,6 @@ def read_untrusted(path: Path) -> Untrusted:
     return Untrusted(data, params, variables, left_out)
 
 
-def _damaged(path: Path, name: str, error: Exception) -> str:
-    reason = (str(error).splitlines() or [""])[0]
-    return f"{path} is damaged: its entry {name!r} cannot be read ({type(error).__name__}: {reason})"
-
-
 def _read_data(path: Path, archive: zipfile.ZipFile, left_out: dict[str, str]) -> dict[str, Any]:
     """Attributes; what cannot be read goes into ``left_out``."""
     try:
@@ -106,7 +101,7 @@ def _read_data(path: Path, archive: zipfile.ZipFile, left_out: dict[str, str]) -
         if not isinstance(entries, dict):
             raise ValueError("it is no dictionary")
     except (ValueError, zipfile.BadZipFile, RecursionError) as error:
-        raise ValueError(_damaged(path, "data", error)) from error
+        raise ValueError(f"{path} is damaged: {unreadable('data', error)}") from error
     data: dict[str, Any] = {}
     for name, entry in entries.items():
         if name in _DERIVED or name in _NOT_TAKEN:
@@ -125,8 +120,7 @@ def _read_data(path: Path, archive: zipfile.ZipFile, left_out: dict[str, str]) -
                 "whoever made the file, load it with the algorithm's own `load`, or allow pickles: `--allow-pickle`"
             )
         if name not in data:
-            what = name.replace("_", " ")
-            raise ValueError(f"{path} is not a model saved by Stable-Baselines3, or was cut off: it lacks a {what}")
+            raise lacking(path, f"a {name.replace('_', ' ')}")
     if not isinstance(data["policy_class"], type) or not isinstance(data["policy_kwargs"], dict):
         raise ValueError(f"{path} is not a model saved by Stable-Baselines3: it has no policy class")
     return data

@@ -18,7 +18,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from sb3_sparse.engine.gradients import addresses_of
 from sb3_sparse.engine.parameter import plain_grad
 from sb3_sparse.engine.sequence import SparseSequential
-from sb3_sparse.engine.survivors import Survivors, _use_count, can_read
+from sb3_sparse.engine.survivors import Survivors, can_read, is_private
 from sb3_sparse.nn.layers import SparseLayer
 
 
@@ -33,11 +33,10 @@ def _is_alone(state: dict[str, Any], parameter: th.Tensor) -> bool:
         return False
     for key in ("exp_avg", "exp_avg_sq"):
         moment = state[key]
-        if sys.getrefcount(moment) > 3 or _use_count(moment.untyped_storage()._cdata) > 2:
+        storage = moment.untyped_storage()
+        if sys.getrefcount(moment) > 3 or not is_private(storage._cdata, storage.resizable):
             return False
         if moment.dtype != parameter.dtype or not moment.is_cpu or not moment.is_contiguous() or moment.is_inference():
-            return False
-        if not moment.untyped_storage().resizable():  # an array of it may be there
             return False
     return True
 

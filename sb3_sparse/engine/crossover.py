@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from threading import Lock
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ import torch as th
 from torch import nn
 
 from sb3_sparse.engine import native
+from sb3_sparse.engine.locks import make_lock
 from sb3_sparse.engine.survivors import make_network
 from sb3_sparse.utils.files import write_text
 
@@ -133,7 +133,7 @@ class Crossovers:
 
 
 _known: dict[Path | None, Crossovers] = {}
-_measuring = Lock()
+_measuring = make_lock()
 
 
 def crossovers() -> Crossovers:

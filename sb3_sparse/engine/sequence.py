@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from threading import RLock
 from typing import Any
 
 import torch as th
@@ -16,22 +14,12 @@ from torch.utils._device import DeviceContext
 from sb3_sparse.engine import native
 from sb3_sparse.engine.autograd import run_native
 from sb3_sparse.engine.choice import Choice
+from sb3_sparse.engine.locks import make_lock
 from sb3_sparse.engine.survivors import ACTIVATIONS, SUPPORTED_DTYPES, Survivors, can_read
 from sb3_sparse.nn.layers import SparseLinear
 
 #: Held while survivors are made: a sequence has one set of them, whichever thread comes first.
-_making = RLock()
-
-
-def _renew_lock() -> None:
-    global _making
-    _making = RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    # Another thread may have held it when the process was forked
-    os.register_at_fork(after_in_child=_renew_lock)
-
+_making = make_lock()
 
 _autocast, _traced, _transformed = th.is_autocast_enabled, th._C._get_tracing_state, th._C._functorch.maybe_current_level
 _n_dispatch_modes, _n_function_modes = th._C._len_torch_dispatch_stack, th._C._len_torch_function_stack

@@ -8,7 +8,6 @@ target update goes the short way over survivors.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from threading import RLock
 from typing import Any
 
 import torch as th
@@ -17,6 +16,7 @@ from torch.autograd.graph import increment_version
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.gradients import Gradients, addresses_of
+from sb3_sparse.engine.locks import make_lock
 from sb3_sparse.engine.parameter import LazyGradParameter, SurvivorParameter, adopt
 from sb3_sparse.nn.layers import SparseLayer
 
@@ -27,6 +27,22 @@ SUPPORTED_DTYPES = tuple(_CLASSES)
 #: How many hold a piece of memory; without this function weights are read anew for every pass.
 _use_count: Callable[[int], int] = getattr(th._C, "_storage_Use_Count", lambda storage: -1)
 _data_ptr = th.Tensor.data_ptr
+
+
+def is_private(storage: int, resizable: Callable[[], bool]) -> bool:
+    """
+    Find out whether nobody else has access to a tensor's memory.
+
+    :param storage: Its storage, as C++ knows it; the tensor and the caller's storage object hold it.
+    :param resizable: That object's method: an array that was made of the memory leaves it fixed in size, for good.
+    :return: False if somebody else may write to it unseen.
+    """
+    return _use_count(storage) == 2 and resizable()
+
+
+def _is_untouched(weight: SurvivorParameter, version: int, storage: int, resizable: Callable[[], bool]) -> bool:
+    """Whether a weight has certainly not been written to since it had a version."""
+    return weight._version == version and not weight.aliased and is_private(storage, resizable)
 
 
 def make_network(layers: Sequence[SparseLayer], activations: Sequence[int]) -> Any:
@@ -78,7 +94,7 @@ class Survivors:
         self.layers = list(layers)
         self.activations = list(activations)
         #: Held while the network is read or written.
-        self.lock = RLock()
+        self.lock = make_lock()
         for layer in layers:
             adopt(layer.weight, SurvivorParameter)
             if layer.bias is not None:
@@ -91,6 +107,7 @@ class Survivors:
             for parameter in (layer.weight, layer.bias)
             if parameter is not None
         ]
+        self.biases = [layer.bias for layer in layers if layer.bias is not None]
         self.addresses = addresses_of(self.parameters)
         self.n_outputs = self.weights[-1].shape[0]
         #: The mask each layer had, and its parameters.
@@ -138,8 +155,7 @@ class Survivors:
     def _is_aliased(self, index: int) -> bool:
         """Whether somebody else has access to a weight's memory, now or for good."""
         _, weight, storage, resizable = self._watched[index]
-        # The weight and the storage here. An array leaves its storage fixed in size, for good
-        return weight.always_aliased or _use_count(storage) != 2 or not resizable()
+        return weight.always_aliased or not is_private(storage, resizable)
 
     def knows(self, index: int) -> bool:
         """
@@ -148,14 +164,8 @@ class Survivors:
         :param index: Of the layer.
         :return: Whether its survivors are certainly those of the weight as it is, and all else in it is zero.
         """
-        weight = self.weights[index]
-        return (
-            self.clean[index]
-            and weight._version == self.seen[index]
-            and not weight.aliased
-            and _use_count(self._storages[index]._cdata) == 2
-            and self._storages[index].resizable()
-        )
+        _, weight, storage, resizable = self._watched[index]
+        return self.clean[index] and _is_untouched(weight, self.seen[index], storage, resizable)
 
     def follow(self) -> bool:
         """
@@ -164,9 +174,9 @@ class Survivors:
         :return: Whether all pruned weights are zero, so that the survivors are all there is.
         """
         # Comes before every pass
-        seen, count = self.seen, _use_count
+        seen = self.seen
         for index, weight, storage, resizable in self._watched:
-            if weight._version != seen[index] or weight.aliased or count(storage) != 2 or not resizable():
+            if not _is_untouched(weight, seen[index], storage, resizable):
                 seen[index] = weight._version
                 weight.aliased = self._is_aliased(index)
                 self.clean[index] = self.network.gather_weight(index)

@@ -22,7 +22,6 @@ from sb3_sparse.export.targets import write_file, write_folder
 from sb3_sparse_runtime.compiled import CompiledRunner, available
 from sb3_sparse_runtime.file import from_bytes
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.operations import Layer
 
 #: Answers actions ``[n, numbers]`` to observations by name and, for MaskablePPO, what is allowed.
 Decide = Callable[[Mapping[str, NDArray], NDArray | None], NDArray]
@@ -57,11 +56,6 @@ class Artefact:
             return tuple(write_file(path, self.data))
         assert self.texts is not None
         return tuple(write_folder(path, self.texts))
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether every sum is one of integers, so that all formats but ONNX agree to the last bit."""
-        return all(layer.is_integer for layer in self.graph.operations if isinstance(layer, Layer))
 
     @contextmanager
     def deciding(self) -> Iterator[Decide]:

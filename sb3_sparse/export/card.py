@@ -18,8 +18,8 @@ from sb3_sparse.export.decision import decision_of
 from sb3_sparse.export.exporter import provenance_of, report_of
 from sb3_sparse.export.packed import pack
 from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
+from sb3_sparse.utils.markdown import markdown
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.operations import Layer
 
 _TAGS = ("deep-reinforcement-learning", "reinforcement-learning", "stable-baselines3", "sb3-sparse", "sparse")
 
@@ -51,18 +51,6 @@ class Facts:
     license: str | None = None
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    Write a table, its first column to the left and the others to the right.
-
-    :param header: Names of columns.
-    :param rows: Cells.
-    :return: Markdown.
-    """
-    align = ["---" if index == 0 else "---:" for index in range(len(header))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows))
-
-
 def sizes(model: BaseAlgorithm, graph: Graph, facts: Facts) -> list[tuple[str, int]]:
     """
     Measure how large the policy is in each form.
@@ -72,14 +60,10 @@ def sizes(model: BaseAlgorithm, graph: Graph, facts: Facts) -> list[tuple[str, i
     :param facts: What else is known.
     :return: Names and bytes.
     """
-    layers = [operation for operation in graph.operations if isinstance(operation, Layer)]
-    n_numbers = sum(layer.weight.size + (0 if layer.bias is None else layer.bias.size) for layer in layers)
+    n_numbers = sum(layer.weight.size + (0 if layer.bias is None else layer.bias.size) for layer in graph.layers)
     return [
         (f"`{facts.file}`: everything that training goes on from", facts.n_bytes),
-        (
-            "the acting networks' weights and biases as dense float32",
-            4 * n_numbers,
-        ),
+        ("the acting networks' weights and biases as dense float32", 4 * n_numbers),
         ("packed policy (`.sb3s`): header, indices, scales and checksum included", len(pack(graph, report_of(model), {}))),
         ("tables of generated C, the smallest", generate(graph, layout="small").table_bytes),
     ]
@@ -102,15 +86,10 @@ def _header(name: str, facts: Facts, origin: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(found, sort_keys=False)}---\n\n# {name}\n"
 
 
-def _plain(value: Any) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
-
-
 def _summary(graph: Graph, origin: Mapping[str, Any]) -> str:
-    layers = [operation for operation in graph.operations if isinstance(operation, Layer)]
-    n_weights = sum(layer.weight.size for layer in layers)
-    n_zero = n_weights - sum(int(np.count_nonzero(layer.weight)) for layer in layers)
-    bits = sorted({layer.bits for layer in layers})
+    n_weights = sum(layer.weight.size for layer in graph.layers)
+    n_zero = n_weights - sum(int(np.count_nonzero(layer.weight)) for layer in graph.layers)
+    bits = sorted({layer.bits for layer in graph.layers})
     precision = "float32" if bits == [32] else f"{' and '.join(map(str, bits))} bits"
     return (
         f"A {origin['algorithm']} policy after {origin['timesteps']:,} steps. {n_zero / n_weights:.1%} of the {n_weights:,} "
@@ -163,7 +142,7 @@ def model_card(model: BaseAlgorithm, facts: Facts, normalize: VecNormalize | Non
     if isinstance(policy_of(model), SparsePolicyMixin):
         parts.append(f"## Sparsity\n\n{sparsity_report(model).to_markdown()}")
     measured = [(name, f"{n_bytes:,}") for name, n_bytes in sizes(model, graph, facts)]
-    parts.append(f"## Size\n\n{table(['what', 'bytes'], measured)}\n")
+    parts.append(f"## Size\n\n{markdown(['what', 'bytes'], measured)}")
     if facts.latency:
         parts.append(f"## Latency\n\n{facts.latency.rstrip()}\n")
     made = {"steps": f"{origin['timesteps']:,}", "seed": origin["seed"]}
@@ -171,9 +150,9 @@ def model_card(model: BaseAlgorithm, facts: Facts, normalize: VecNormalize | Non
     training = "## Training\n\n"
     if facts.command is not None:
         training += f"```bash\n{facts.command}\n```\n\n"
-    training += table(["", ""], [(name, _plain(value)) for name, value in made.items()]) + "\n"
+    training += markdown(["", ""], [(name, str(value)) for name, value in made.items()])
     if facts.hyperparameters:
-        rows = [(f"`{name}`", f"`{_plain(value)}`") for name, value in facts.hyperparameters.items()]
-        training += f"\n{table(['hyperparameter', 'value'], rows)}\n"
+        rows = [(f"`{name}`", f"`{value}`") for name, value in facts.hyperparameters.items()]
+        training += f"\n{markdown(['hyperparameter', 'value'], rows)}"
     parts.append(training)
     return "\n".join(parts)

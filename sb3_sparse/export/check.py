@@ -28,7 +28,6 @@ from sb3_sparse.export.parity import (
     model_actions,
     random_observations,
 )
-from sb3_sparse_runtime.operations import Layer
 from sb3_sparse_runtime.spaces import batch_of
 
 #: Board whose instructions `--check` prints.
@@ -206,10 +205,10 @@ def _stacked(batches: list[Observations], n: int) -> Observations:
 
 def _bounds(artefact: Artefact, scale: float, half: bool) -> tuple[float, float, float]:
     """The largest difference from the model, the largest median, and the fraction of discrete actions that may differ."""
-    quantized = any(layer.is_quantized for layer in artefact.graph.operations if isinstance(layer, Layer))
+    quantized = any(layer.is_quantized for layer in artefact.graph.layers)
     if half:
         return STEP_BOUND * scale, HALF_BOUND * scale, STEP_DISAGREEMENT
-    if artefact.is_exact and artefact.to != "onnx":
+    if artefact.graph.is_exact and artefact.to != "onnx":
         return INTEGER_BOUND * scale, INTEGER_BOUND * scale, DISAGREEMENT
     return (STEP_BOUND if quantized else FLOAT_BOUND) * scale, FLOAT_BOUND * scale, DISAGREEMENT
 
@@ -261,7 +260,7 @@ def check(
         else:
             notes.append("no environment is known: only random observations were compared, and no episodes played")
         comparisons = []
-        half = any(layer.bits == 16 for layer in graph.operations if isinstance(layer, Layer))
+        half = any(layer.bits == 16 for layer in graph.layers)
         for name, (observations, allowed) in sets.items():
             expected = model_actions(model, observations, normalize, allowed)
             bound, typical, disagreement = _bounds(artefact, action_range(graph, expected), half)
@@ -273,7 +272,7 @@ def check(
             if artefact.to == "onnx":
                 continue
             defined = graph.evaluate(observations, allowed)[graph.outputs["action"]]
-            exact = 0.0 if artefact.is_exact else bound
+            exact = 0.0 if artefact.graph.is_exact else bound
             comparisons.append(
                 Comparison(f"{name}: the definition", difference(graph.action, defined, got), exact, typical, disagreement)
             )

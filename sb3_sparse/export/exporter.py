@@ -29,7 +29,6 @@ from sb3_sparse.export.targets import check_target, format_of
 from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.utils.checks import require_choice
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.operations import Layer
 
 #: What ``bits`` may be.
 BITS = (None, 32, 16, 8, 7, 6, 5, 4, 3, 2)
@@ -132,7 +131,7 @@ def check_bits(graph: Graph, bits: int | None, to: str) -> None:
     require_choice("bits", bits, BITS)
     if bits == 16 and to != "packed":
         raise ValueError(f"`bits`=16 is for `to`='packed'; {to!r} computes with float32 or with integers of 2 to 8 bits")
-    found = sorted({operation.bits for operation in graph.operations if isinstance(operation, Layer)})
+    found = sorted({layer.bits for layer in graph.layers})
     if bits in (None, 32, 16):
         if bits is not None and found != [32]:
             raise ValueError(

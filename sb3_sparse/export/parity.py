@@ -127,6 +127,25 @@ def action_range(graph: Graph, actions: NDArray) -> float:
     return max(1.0, float(np.abs(actions).max(initial=0))) if graph.action.kind == "box" else 1.0
 
 
+def disagreement(graph: Graph, expected: NDArray, got: NDArray) -> str | None:
+    """
+    Say how far actions are from what they should be.
+
+    :param graph: A decision.
+    :param expected: Actions ``[n, numbers]``.
+    :param got: The same.
+    :return: What is wrong with them; None if they are the same but for rounding: :data:`TOLERANCE`, :data:`DISAGREEMENT`, and
+        one choice in any case, which may be between equals.
+    """
+    found = difference(graph.action, expected, got)
+    if graph.action.kind == "box":
+        # NaN is no agreement
+        is_right = found.largest <= TOLERANCE * action_range(graph, expected)
+        return None if is_right else f"actions differ by {found.largest:g}"
+    is_right = found.agreement >= 1 - max(DISAGREEMENT, 1 / found.n)
+    return None if is_right else f"{1 - found.agreement:.0%} of the actions differ"
+
+
 def require_same_decision(model: BaseAlgorithm, graph: Graph, normalize: VecNormalize | None, n: int = 32) -> None:
     """
     Compare a graph with the model that it was made of: what a policy does by hooks or in methods of its own is noticed.
@@ -140,15 +159,8 @@ def require_same_decision(model: BaseAlgorithm, graph: Graph, normalize: VecNorm
     observations = random_observations(graph, n)
     expected = model_actions(model, observations, normalize)
     values = graph.evaluate(observations)
-    got = values[graph.outputs["action"]].reshape(n, -1)
-    found = difference(graph.action, expected, got)
-    if graph.action.kind == "box":
-        wrong = found.largest > TOLERANCE * action_range(graph, expected)
-        said = f"actions differ by {found.largest:g}"
-    else:
-        wrong = found.agreement < 1 - max(DISAGREEMENT, 1 / n)
-        said = f"{1 - found.agreement:.0%} of the actions differ"
-    if wrong:
+    said = disagreement(graph, expected, values[graph.outputs["action"]].reshape(n, -1))
+    if said is not None:
         raise ValueError(
             f"the policy {type(policy_of(model)).__name__} decides otherwise than its layers say ({said}): what hooks or "
             "methods of your own do cannot be exported"

@@ -52,7 +52,7 @@ def table(markdown: str) -> str:
     """
     A table that scrolls by itself where the page is narrow.
 
-    :param markdown: What :func:`sb3_sparse.runs.tables.markdown` gave.
+    :param markdown: What :func:`sb3_sparse.utils.markdown.markdown` gave.
     :return: HTML.
     """
     lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in markdown.strip().splitlines()]

@@ -38,18 +38,6 @@ def to_csv(rows: Sequence[Mapping[str, Any]], last: str = "") -> str:
     return stream.getvalue()
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """
-    Write a table as Markdown.
-
-    :param header: Names of the columns.
-    :param rows: Cells; the first column is left-aligned, all others right.
-    :return: A Markdown table.
-    """
-    align = ["---" if index == 0 else "---:" for index in range(len(header))]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, align, *rows)) + "\n"
-
-
 def interval(low: float, high: float, digits: int = 1) -> str:
     """
     Write an interval.

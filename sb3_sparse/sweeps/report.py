@@ -10,7 +10,7 @@ import yaml
 from sb3_sparse.runs import html
 from sb3_sparse.runs.result import COMPLETE, RunResult
 from sb3_sparse.runs.store import RESULT, read_result
-from sb3_sparse.runs.tables import markdown, to_csv
+from sb3_sparse.runs.tables import to_csv
 from sb3_sparse.sweeps.figures import draw
 from sb3_sparse.sweeps.grid import Cell
 from sb3_sparse.sweeps.summary import (
@@ -23,6 +23,7 @@ from sb3_sparse.sweeps.summary import (
 )
 from sb3_sparse.sweeps.sweep import SWEEP, Sweep, read_sweep
 from sb3_sparse.utils.files import write_text
+from sb3_sparse.utils.markdown import markdown
 
 _FEW = (
     "Some rows have fewer than five seeds. Their intervals are honest and wide (Student's t); small differences between "

@@ -21,9 +21,10 @@ from sb3_sparse.runs.statistics import (
     ratio_interval,
     stratified_interval,
 )
-from sb3_sparse.runs.tables import interval, markdown, seeds
+from sb3_sparse.runs.tables import interval, seeds
 from sb3_sparse.sweeps.grid import Cell
 from sb3_sparse.sweeps.sweep import Sweep
+from sb3_sparse.utils.markdown import markdown
 
 Interval = tuple[float, float, float]
 _NOTHING: Interval = (math.nan, math.nan, math.nan)

@@ -9,10 +9,11 @@ from typing import Any
 
 from sb3_sparse.runs import tables
 from sb3_sparse.runs.result import COMPLETE
-from sb3_sparse.runs.tables import is_nan, markdown
+from sb3_sparse.runs.tables import is_nan
 from sb3_sparse.tuning.objectives import OBJECTIVES
 from sb3_sparse.tuning.results import MEASURES, Point, Reports, Tried, known
 from sb3_sparse.tuning.study import Subject
+from sb3_sparse.utils.markdown import markdown
 
 _PARAMETER = "parameter:"
 

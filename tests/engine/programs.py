@@ -383,6 +383,17 @@ WITNESSES: list[Program] = [
     [("iterate", 34, 4), ("step", 21, 17), ("partial backward", 38, 56)],
     [("iterate", 6, 13), ("iterate", 5, 53), ("partial backward", 39, 17)],
     [("forward", 55, 42), ("iterate", 52, 52), ("partial backward", 49, 36)],
+    [("twice", 0, 0), ("write output", 1, 0), ("partial backward", 1, 5)],
+    [("twice", 35, 0)],
+    [("iterate", 0, 0), ("mask", 1, 0), ("train", 0, 0)],
+    [("twice", 0, 0), ("backward", 0, 0)],
+    [("forward", 0, 0), ("backward", 1, 0), ("forward", 0, 0), ("backward", 1, 0)],
+    [("iterate", 0, 0), ("gradients", 0, 6)],
+    [("forward", 1, 0), ("backward", 0, 0), ("train", 0, 0)],
+    [("iterate", 0, 0), ("backward", 0, 0), ("train", 0, 0)],
+    [("forward", 2, 0), ("hook", 2, 0), ("train", 0, 0)],
+    [("twice", 3, 0), ("gradients", 0, 8)],
+    [("hook", 4, 0), ("twice", 4, 0)],
 ]
 _numbers = st.integers(0, 59)
 programs: Any = st.lists(st.tuples(st.sampled_from([*_OFTEN, *OPERATIONS]), _numbers, _numbers), min_size=2, max_size=14)

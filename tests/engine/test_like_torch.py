@@ -506,3 +506,16 @@ def test_training_mode_is_set_as_torch_sets_it(mode):
         except ValueError as error:
             found.append(str(error))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("written", ["input", "bias", "weight"])
+def test_a_double_backward_of_another_pass_is_refused_however_little_was_written(written):
+    sequence = make_sequence(MLP)
+    x = make_input(MLP).requires_grad_()
+    value = x * 1.0
+    output = sequence(value)
+    tensor = {"input": value, "bias": sequence[0].bias, "weight": sequence[2].weight}[written]
+    with th.no_grad():
+        tensor[(0,) * tensor.dim()] += 1e-6
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        th.autograd.grad(output.sum(), x, create_graph=True)

@@ -1,15 +1,21 @@
 """Several threads: what each computes is what it would have computed alone."""
 
 import copy
+import os
 import pickle
+import signal
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3 import DQN, PPO, SAC, TD3
 
+from sb3_sparse.engine import crossover, sequence
+from tests.engine.networks import needs_kernels
 from tests.helpers import equal_state, make_model, observations
 
 
@@ -118,3 +124,37 @@ def test_distributions_are_copied_and_pickled(use_sde):
         assert isinstance(distribution, type(model.policy.actor.action_dist).__mro__[2])
     copied = copy.deepcopy(model.policy)
     assert np.array_equal(copied.predict(row, deterministic=True)[0], model.predict(row, deterministic=True)[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@needs_kernels
+def test_a_forked_process_has_every_lock_free():
+    """Whatever another thread held when the process was forked."""
+    model = make_model(SAC, policy_kwargs=dict(sparsity=0.8, engine="native"))
+    observation = model.observation_space.sample()
+    expected = model.predict(observation, deterministic=True)[0]
+    sequences = [module for module in model.policy.actor.modules() if isinstance(module, sequence.SparseSequential)]
+    locks = [one.present_survivors().lock for one in sequences]
+    assert locks
+    held, done = threading.Event(), threading.Event()
+
+    def hold():
+        with ExitStack() as stack:
+            for lock in (*locks, sequence._making, crossover._measuring):
+                stack.enter_context(lock)
+            held.set()
+            done.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        same = np.array_equal(model.predict(observation, deterministic=True)[0], expected)
+        with crossover._measuring, sequence._making:
+            os._exit(0 if same else 1)
+    status = os.waitpid(child, 0)[1]
+    done.set()
+    thread.join()
+    assert status == 0

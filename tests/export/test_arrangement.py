@@ -9,17 +9,12 @@ from sb3_sparse.export.arrangement import _Layer, arranged
 from sb3_sparse.export.decision import decision_of
 from sb3_sparse.export.exporter import make_artefact
 from sb3_sparse_runtime.layouts import Panels
-from sb3_sparse_runtime.operations import Layer
 from tests.export.subjects import bits_of, graph_actions
 from tests.helpers import make_model, observations
 
 
-def layers(graph):
-    return [operation for operation in graph.operations if isinstance(operation, Layer)]
-
-
 def steps(graph):
-    return sum(int(Panels.of(layer.matrix).steps.sum()) for layer in layers(graph))
+    return sum(int(Panels.of(layer.matrix).steps.sum()) for layer in graph.layers)
 
 
 def wide(algorithm, bits=0, **kwargs):
@@ -39,21 +34,21 @@ def test_the_same_decision_in_fewer_steps(algorithm, bits):
         assert np.array_equal(bits_of(actions), bits_of(expected))
     else:
         assert np.allclose(actions, expected, atol=2e-6)
-    for one, other in zip(layers(graph), layers(found), strict=True):
+    for one, other in zip(graph.layers, found.layers, strict=True):
         assert sorted(one.weight.ravel()) == sorted(other.weight.ravel())
         assert (other.weight != 0)[~other.mask].sum() == 0
         assert one.mask.sum() == other.mask.sum()
     again = arranged(graph, 500)
-    assert all(np.array_equal(one.weight, other.weight) for one, other in zip(layers(found), layers(again), strict=True))
+    assert all(np.array_equal(one.weight, other.weight) for one, other in zip(found.layers, again.layers, strict=True))
 
 
 def test_what_others_read_too_stays_where_it_is():
     # Mean and standard deviation read the last hidden layer
     graph = decision_of(wide(SAC), distribution=True)
     found = arranged(graph, 50)
-    changed = [not np.array_equal(one.weight, other.weight) for one, other in zip(layers(graph), layers(found), strict=True)]
+    changed = [not np.array_equal(one.weight, other.weight) for one, other in zip(graph.layers, found.layers, strict=True)]
     assert changed == [True, True, True, False, False]
-    assert np.array_equal(layers(found)[2].weight.any(axis=1), layers(graph)[2].weight.any(axis=1))
+    assert np.array_equal(found.layers[2].weight.any(axis=1), graph.layers[2].weight.any(axis=1))
 
 
 @pytest.mark.parametrize("kwargs", [dict(pattern="block:4x1"), dict(net_arch=[16, 16]), dict(sparsity=0.0)])

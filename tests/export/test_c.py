@@ -20,7 +20,7 @@ from sb3_sparse.export.c.source import generate, project
 from sb3_sparse.export.c.tables import Tables, literal
 from sb3_sparse.export.c.workspace import Lifetime, place
 from sb3_sparse.export.decision import decision_of
-from sb3_sparse_runtime.operations import Layer, Normalize, Quantize
+from sb3_sparse_runtime.operations import Normalize, Quantize
 from tests.export.subjects import (
     COMPILERS,
     IDS,
@@ -58,7 +58,7 @@ SUBJECT_IDS = [f"{algorithm.__name__}-{kind}-{bits}" for algorithm, kind, bits i
 
 def check(model, source, graph, library, given):
     expected, actions = graph_actions(graph, given), c_actions(library, graph, given)
-    exact = all(layer.is_integer for layer in graph.operations if isinstance(layer, Layer))
+    exact = graph.is_exact
     if exact or graph.action.kind != "box":
         assert np.array_equal(bits_of(actions), bits_of(expected))
     else:

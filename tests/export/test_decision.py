@@ -17,7 +17,7 @@ from sb3_sparse.export.normalization import normalized
 from sb3_sparse.export.parity import model_actions, random_observations, require_same_decision
 from sb3_sparse_runtime import compiled
 from sb3_sparse_runtime.compiled import CompiledRunner
-from sb3_sparse_runtime.operations import ArgMax, Bound, Convolve, Layer, Normalize, Quantize, Unscale
+from sb3_sparse_runtime.operations import ArgMax, Bound, Convolve, Normalize, Quantize, Unscale
 from tests.export.subjects import IDS, SUPPORTED, SpacesEnv, arrays, bits_of, graph_actions, known, model_of
 from tests.helpers import RandomEnv, make_model, observations
 
@@ -62,7 +62,7 @@ def test_integers_are_those_of_the_reference_to_the_last_bit(algorithm, kind, bi
     model = known(algorithm, kind, bits)
     graph, given = decision_of(model), observations(model)
     values = graph.evaluate(arrays(graph, given))
-    last = [operation.output for operation in graph.operations if isinstance(operation, Layer)][-1]
+    last = graph.layers[-1].output
     expected = integer_forward(model, given)
     # The actions of TD3 and SAC end in tanh, whose last bits are another library's; before it is what integers make
     got = th.from_numpy(values[last])

@@ -105,7 +105,7 @@ def check(case, folder, layouts):
     model = make(algorithm, action, kind, bits)
     artefact = make_artefact(model, "packed")
     graph, given = artefact.graph, observations(model, 12)
-    assert artefact.is_exact == bool(bits)
+    assert artefact.graph.is_exact == bool(bits)
     found = answers(model, graph, given, folder, layouts)
     masks = masks_of(graph, len(given))
     for name, actions in found.items():

@@ -20,14 +20,9 @@ from sb3_sparse_runtime import InvalidPolicyError, compiled
 from sb3_sparse_runtime.description import pack_values, unpack_values
 from sb3_sparse_runtime.file import checksum, from_bytes
 from sb3_sparse_runtime.integer import weight_limit
-from sb3_sparse_runtime.operations import Layer
 from sb3_sparse_runtime.policy import Policy
 from tests.export.subjects import IDS, SUPPORTED, graph_actions, known, model_of, single
 from tests.helpers import make_model, observations
-
-
-def layers(graph):
-    return [operation for operation in graph.operations if isinstance(operation, Layer)]
 
 
 @pytest.mark.parametrize("bits", [0, 8, 3])
@@ -40,7 +35,7 @@ def test_everything_comes_back(algorithm, kind, bits):
     assert file.graph.observation == graph.observation
     assert file.graph.action == graph.action
     assert [type(one) for one in file.graph.operations] == [type(one) for one in graph.operations]
-    for one, other in zip(layers(file.graph), layers(graph), strict=True):
+    for one, other in zip(file.graph.layers, graph.layers, strict=True):
         assert one.weight.dtype == other.weight.dtype
         assert np.array_equal(one.weight, other.weight)
     assert np.array_equal(graph_actions(file.graph, given), graph_actions(graph, given))
@@ -62,11 +57,11 @@ def test_the_smallest_encoding_is_taken_and_size_is_that_of_the_file(pattern):
     free = dict(sparsity=0.9) if pattern != "2:4" else {}
     model = make_model(TD3, policy_kwargs=dict(pattern=pattern, net_arch=[64, 64], **free))
     graph = decision_of(model)
-    names = {choose_encoding(layer)[0].name for layer in layers(graph)}
+    names = {choose_encoding(layer)[0].name for layer in graph.layers}
     assert names & {"2:4": {"bitmap"}, "block:4x1": {"blocks"}, "unstructured": {"rice"}}[pattern]
     size = sum(
         choose_encoding(layer)[0].size(choose_encoding(layer)[1]) + 4 * np.count_nonzero(layer.weight)
-        for layer in layers(graph)
+        for layer in graph.layers
     )
     assert size < len(pack(graph, {}, {})) < size + 4 * (64 + 64 + 2) + 3000
 
@@ -76,7 +71,7 @@ def test_an_int8_actor_at_95_percent_is_33_times_smaller_than_its_dense_weights(
     data = np.random.default_rng(0).normal(size=(64, 7)).astype(np.float32)
     graph = decision_of(quantize(model, data=data))
     n_bytes = n_dense = 0
-    for layer in layers(graph):
+    for layer in graph.layers:
         encoding, mask = choose_encoding(layer)
         n_values = layer.weight.size if encoding.stores_all else mask.sum()
         n_bytes += n_values + encoding.size(mask) + layer.scales.nbytes
@@ -88,7 +83,7 @@ def test_half_precision_is_what_is_computed():
     model = known(TD3)
     graph = in_half_precision(decision_of(model))
     file = from_bytes(pack(graph, {}, {}))
-    for one, other in zip(layers(file.graph), layers(decision_of(model)), strict=True):
+    for one, other in zip(file.graph.layers, decision_of(model).layers, strict=True):
         assert np.array_equal(one.weight, other.weight.astype(np.float16).astype(np.float32))
     assert len(pack(graph, {}, {})) < len(pack(decision_of(model), {}, {}))
     large = make_model(TD3)
@@ -103,7 +98,7 @@ def test_the_safetensors_library_reads_it(tmp_path):
     with safetensors.safe_open(exported.path, "numpy") as file:
         assert file.metadata()["format"] == "sb3s"
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    mean = next(layer for layer in layers(exported.graph))
+    mean = next(layer for layer in exported.graph.layers)
     index = exported.graph.operations.index(mean)
     assert np.array_equal(tensors[f"{index}.bias"], mean.bias)
 
