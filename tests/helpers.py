@@ -273,3 +273,19 @@ def assert_goes_on_exactly(
         callback.on_training_end()
     assert equal_state(model, loaded)
     return loaded
+
+
+def assert_refused(command, arguments, said, capsys):
+    """A command answers a mistake in one line, with exit code 2, and the working directory stays as it is."""
+
+    def contents():
+        return {path: path.read_bytes() if path.is_file() else None for path in Path.cwd().rglob("*")}
+
+    before = contents()
+    with pytest.raises(SystemExit) as caught:
+        command(arguments)
+    answer = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert said in answer
+    assert len(answer.splitlines()) == 1
+    assert contents() == before

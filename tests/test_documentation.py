@@ -1,32 +1,8 @@
-"""Pages of the guide are run, and what runs them is right."""
-
-import shutil
+"""What runs the pages of the documentation is right."""
 
 import pytest
 
-from sb3_sparse.export.cortex_m import missing_tools
 from tests.documentation import ROOT, Block, blocks_of, run_page
-
-TOOLS = [name for name in ("gcc", "cmake") if shutil.which(name) is None]
-needs_all_tools = pytest.mark.skipif(bool(TOOLS or missing_tools()), reason=f"{TOOLS or missing_tools()} not found")
-
-#: Pages that are run, shortened in every test run and as they are written in the expensive ones.
-PAGES = ["docs/guide/export.md", "docs/guide/microcontrollers.md"]
-
-
-@needs_all_tools
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_does_what_it_says(page, tmp_path, monkeypatch):
-    ran = run_page(page, tmp_path, monkeypatch)
-    assert {block.language for block in ran} == {"python", "bash"}
-
-
-@pytest.mark.expensive
-@needs_all_tools
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_as_it_is_written(page, tmp_path, monkeypatch):
-    assert run_page(page, tmp_path, monkeypatch, full=True)
-
 
 PAGE = """
 # Title

@@ -43,7 +43,6 @@ FILES = {
         "cnn",
         "deterministic",
         "dict_env",
-        "distributions",
         "identity",
         "invalid_actions",
         "lstm",
@@ -55,6 +54,7 @@ CASES = [(package, file) for package, files in FILES.items() for file in files]
 DEVIATIONS = {
     ("stable_baselines3", "run", "test_ppo_warnings"): ((0, 0.5), "the advice to train on the CPU is for ActorCriticPolicy"),
     ("stable_baselines3", "her", "test_performance_her"): ((0.5,), "half of the weights need more steps than it allows"),
+    ("stable_baselines3", "gae", "test_infinite_horizon"): ((0.5,), "half of the weights need more steps than it allows"),
     ("sb3_contrib", "invalid_actions", "test_identity"): ((0.5,), "half of the weights need more steps than it allows"),
 }
 #: Tests that are not run, and why.
@@ -119,6 +119,7 @@ def test_their_tests(package, file, sparsity, tmp_path):
         (tmp_path / name).mkdir()
     failed, cases = run(package, file, tmp_path / "sparse", sparsity)
     n_policies = int((tmp_path / "sparse" / "count").read_text())
+    assert n_policies
     print(f"\n{package} {file} at {sparsity}: {len(cases)} tests, {len(failed)} failed, {n_policies} sparse policies")
     if failed:
         # What fails with stock policies, too, is no affair of ours: a package that is missing, a machine without a display

@@ -55,7 +55,8 @@ def table(markdown: str) -> str:
     :param markdown: What :func:`sb3_sparse.utils.markdown.markdown` gave.
     :return: HTML.
     """
-    lines = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in markdown.strip().splitlines()]
+    rows = [line.strip().removeprefix("|").removesuffix("|").split(" | ") for line in markdown.strip().splitlines()]
+    lines = [[cell.strip().replace("\\|", "|") for cell in row] for row in rows]
     head = "".join(f"<th>{text(cell)}</th>" for cell in lines[0])
     body = "".join("<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in line) + "</tr>" for line in lines[2:])
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -10,7 +10,7 @@ from sb3_sparse.cli.card import command_of
 from sb3_sparse.cli.main import main
 from tests.cli.test_export import ENV, zoo_run  # noqa: F401
 from tests.export.subjects import known
-from tests.helpers import make_model
+from tests.helpers import assert_refused, make_model
 
 
 def header_of(text):
@@ -93,12 +93,7 @@ def test_mistakes_are_answered_in_one_line_and_nothing_is_written(arguments, sai
     make_model(SAC).save("model.zip")
     make_model(RecurrentPPO).save("recurrent.zip")
     (tmp_path / "there.md").write_text("mine")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as caught:
-        main(["card", *arguments])
-    assert said in str(caught.value) + capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
-    assert (tmp_path / "there.md").read_text() == "mine"
+    assert_refused(main, ["card", *arguments], said, capsys)
 
 
 def test_what_is_there_is_replaced_if_that_is_wanted(tmp_path, monkeypatch):

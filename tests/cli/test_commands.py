@@ -11,6 +11,7 @@ from sb3_sparse.cli.main import EPILOG, ZOO_HELP, main, make_parser
 from sb3_sparse.tuning.arguments import with_question
 from sb3_sparse.zoo.presets import presets_folder
 from sb3_sparse.zoo.sections import check_hyperparameters, zoo_configuration
+from tests.helpers import assert_refused
 
 TD3 = ["train", "--algo", "td3", "--env", "Pendulum-v1"]
 MISTAKES = [
@@ -60,13 +61,7 @@ MISTAKES = [
 )
 def test_mistakes_are_one_line_and_write_nothing(command, arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as refusal:
-        command(arguments)
-    printed = capsys.readouterr()
-    assert refusal.value.code == 2
-    assert message in printed.err
-    assert len(printed.err.splitlines()) == 1
-    assert not list(tmp_path.rglob("*"))
+    assert_refused(command, arguments, message, capsys)
 
 
 def test_help_is_no_mistake(capsys):

@@ -14,7 +14,7 @@ from sb3_sparse import load_policy, quantize
 from sb3_sparse.cli.export import export_file, output_path
 from sb3_sparse.cli.main import main
 from sb3_sparse.export.exporter import make_artefact
-from tests.helpers import make_model
+from tests.helpers import assert_refused, make_model
 
 ENV = "Pendulum-v1"
 
@@ -110,12 +110,7 @@ def test_mistakes_are_answered_in_one_line_and_nothing_is_written(arguments, sai
     make_model(SAC).save("statistics/model.zip")
     (tmp_path / "statistics" / "vecnormalize.pkl").write_bytes(pickle.dumps([1]))
     (tmp_path / "there.sb3s").write_text("mine")
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as caught:
-        main(["export", *arguments])
-    assert said in str(caught.value) + capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
-    assert (tmp_path / "there.sb3s").read_text() == "mine"
+    assert_refused(main, ["export", *arguments], said, capsys)
 
 
 def test_a_check_that_fails_shows_its_table(zoo_run, tmp_path, monkeypatch, capsys):

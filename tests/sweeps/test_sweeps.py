@@ -49,6 +49,14 @@ def make_grid(**changes):
 # --- Grids ---
 
 
+def test_every_grid_in_the_documentation_can_be_trained():
+    pytest.importorskip("mujoco")
+    grids = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/grid.yml"))
+    assert grids
+    for grid in map(read_grid, grids):
+        assert len(cells_of(grid)) == len(grid.methods) * len(grid.environments)
+
+
 def test_configurations_lie_beside_the_grid(tmp_path, monkeypatch):
     (tmp_path / "mine.yml").write_text("default: {n_timesteps: 100}")
     (tmp_path / "grid.yml").write_text(
