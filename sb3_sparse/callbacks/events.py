@@ -136,3 +136,23 @@ class CapacityEvent:
 
     def __str__(self) -> str:
         return f"dropped the {self.n_dropped} oldest transitions, whose policy distance was {self.distance:.3g}"
+
+
+@dataclass(frozen=True)
+class ResetEvent:
+    """
+    A replay buffer was emptied.
+
+    :param timestep: Environment step.
+    :param n_dropped: Transitions that it held.
+    """
+
+    timestep: int
+    n_dropped: int
+
+    def logged(self) -> dict[str, float]:
+        """What the logger is told, by its key."""
+        return {"replay/n_dropped": self.n_dropped}
+
+    def __str__(self) -> str:
+        return f"emptied the replay buffer of {self.n_dropped} transitions at environment step {self.timestep}"

@@ -14,9 +14,11 @@ from sb3_sparse.masks.distributions import apportion
 from sb3_sparse.masks.magnitude import SCOPES, check_scope, largest_of_layer, largest_of_network, rounding_of_network
 from sb3_sparse.masks.patterns import Budget, Unstructured
 from sb3_sparse.masks.plan import LayerPlan, make_plan, refuse_growth, refuse_layer_growth
+from sb3_sparse.masks.rescaling import RESCALES, standardized
 from sb3_sparse.masks.schedules import gradual
 from sb3_sparse.nn.updater_state import Numbers, Scalar
 from sb3_sparse.policies.base import sparse_policy
+from sb3_sparse.utils.checks import require_choice
 from sb3_sparse.utils.renamed import renamed_arguments
 
 
@@ -64,6 +66,9 @@ class GradualPruning(TopologyCallback):
     :param distribution: How the final sparsity is spread over the layers, as in ``policy_kwargs``: ``"uniform"``, ``"er"``,
         ``"erk"`` or an explicit map, whose unnamed layers are left alone. None: the policy's own if it is a name, otherwise
         ``"erk"``, with N:M ``"uniform"``.
+    :param rescale: What happens to the weights that a layer keeps, at every update that prunes it. None: nothing. ``"unit"``
+        or ``"fan_in"``: they are standardized, see :func:`sb3_sparse.masks.rescaling.standardized`; targets and moments stay,
+        so the target network follows by Polyak averaging.
     :param on_nonfinite: ``"raise"``: stop the training, with a :class:`~sb3_sparse.callbacks.finite.NonFiniteError`, at the
         step at which weights, gradients, observations or rewards are NaN or infinite. ``"ignore"``: go on; NaN counts as
         magnitude 0.
@@ -84,6 +89,7 @@ class GradualPruning(TopologyCallback):
         *,
         scope: str = "layer",
         distribution: str | Mapping[str, Any] | None = None,
+        rescale: str | None = None,
         on_nonfinite: str = "raise",
         verbose: int = 0,
     ) -> None:
@@ -93,6 +99,7 @@ class GradualPruning(TopologyCallback):
         named = list(final_sparsity) if isinstance(final_sparsity, Mapping) else None
         super().__init__(clock, networks=named, on_nonfinite=on_nonfinite, verbose=verbose)
         self.scope = check_scope(scope, distribution)
+        self.rescale = None if rescale is None else require_choice("rescale", rescale, RESCALES)
         SparsityConfig(distribution=distribution)
         if isinstance(final_sparsity, Mapping):
             for network, value in final_sparsity.items():
@@ -247,6 +254,10 @@ class GradualPruning(TopologyCallback):
         choose = self._global_masks if self.scope == "global" else self._layer_masks
         masks = choose(network, initial, self.clock.ticks(self.model.num_timesteps) / self.clock.updates) if initial else {}
         self.sparsifier.set_masks(masks, replan=True)
+        if self.rescale is not None:
+            for name in masks:
+                layer = self.sparsifier.layers[name]
+                layer.weight.copy_(standardized(layer.weight, layer.weight_mask, self.rescale))
         return (n_before - self._n_active(names)) / n_before
 
     def _layers_now(self, network: str, step: int) -> list[str]:

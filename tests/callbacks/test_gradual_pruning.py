@@ -449,3 +449,66 @@ def test_a_beginning_that_has_passed_is_refused():
 def test_dense_policies_are_refused():
     with pytest.raises(TypeError, match="not sparse"):
         make_model(TD3, sparse=False).learn(10, callback=GradualPruning(0.9))
+
+
+# --- What is kept ---
+
+
+@pytest.mark.parametrize("rescale", ["unit", "fan_in"])
+def test_survivors_are_standardized_at_every_update(rescale):
+    model = step_by_step(SAC, policy_kwargs=dict(net_arch=[30, 20]))
+    sparsifier = sparse_policy(model).sparsifier
+    callback = GradualPruning({"critic": 0.8}, 40, 80, updates=2, rescale=rescale)
+    update, seen = callback._update, []
+
+    def look(network, step):
+        targets = {name: [target.weight.detach().clone() for target in sparsifier.targets[name]] for name in sparsifier.layers}
+        fraction = update(network, step)
+        for name in sparsifier.networks["critic"]:
+            layer = sparsifier.layers[name]
+            kept = layer.weight.detach()[layer.weight_mask].double()
+            fan_in = layer.n_active / layer.weight.shape[0]
+            assert kept.mean() == pytest.approx(0, abs=1e-5)
+            assert kept.std(correction=0) == pytest.approx(1 if rescale == "unit" else fan_in**-0.5, rel=1e-4)
+            # The target loses what is pruned, and nothing else happens to it
+            for before, target in zip(targets[name], sparsifier.targets[name], strict=True):
+                assert th.equal(target.weight, before * layer.weight_mask)
+        seen.append(model.num_timesteps)
+        assert sparsifier.violations() == []
+        return fraction
+
+    callback._update = look
+    model.learn(100, callback=callback)
+    assert seen == [60, 80]
+
+
+def test_without_rescaling_survivors_keep_their_values():
+    model = step_by_step(DQN)
+    sparsifier = sparse_policy(model).sparsifier
+    callback = GradualPruning(0.8, 40, 80, updates=2)
+    update = callback._update
+
+    def look(network, step):
+        before = {name: layer.weight.detach().clone() for name, layer in sparsifier.layers.items()}
+        fraction = update(network, step)
+        for name, layer in sparsifier.layers.items():
+            assert th.equal(layer.weight, before[name] * layer.weight_mask)
+        return fraction
+
+    callback._update = look
+    model.learn(100, callback=callback)
+    assert len(callback.events) == 2
+
+
+def test_rescaling_goes_on_exactly(tmp_path):
+    kwargs = dict(final_sparsity=0.8, start=20, stop=90, updates=5, rescale="fan_in")
+    model = dense_model(TD3)
+    model.learn(50, callback=GradualPruning(**kwargs))
+    assert_goes_on_exactly(
+        model, (GradualPruning(**kwargs), GradualPruning(**kwargs)), tmp_path, timesteps=(60, 75, 90), total_timesteps=100
+    )
+
+
+def test_unknown_rescaling_is_refused():
+    with pytest.raises(ValueError, match=r"`rescale` must be .*'unit'.*'fan_in'.*, got 'half'"):
+        GradualPruning(0.5, rescale="half")

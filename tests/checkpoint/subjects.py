@@ -77,7 +77,7 @@ class Subject:
 
     def arguments(self) -> tuple[dict[str, Any], list[BaseCallback]]:
         """Arguments of the algorithm, and callbacks."""
-        if self.method in ("rlx2", "ds", "rnm", "compress", "static"):
+        if self.method in ("rlx2", "ds", "rnm", "compress", "static", "plad", "tar"):
             values = preset_arguments(_sooner(preset_entry(self.method, self.algo, self.env)), self.env)
             callbacks = values.pop("callback")
             del values["n_timesteps"]
@@ -126,6 +126,8 @@ _SOONER: dict[str, dict[str, Any]] = {
     "RigL": dict(every=20),
     "SET": dict(every=20),
     "MaskRefresh": dict(every=15),
+    "ReplayReset": dict(every=70),
+    "Revival": dict(start=110),
     "DelayedNStep": dict(delay=150),
     "DynamicReplayCapacity": dict(every=40, n_oldest=40, min_size=60, threshold=0.002),
 }

@@ -36,6 +36,8 @@ MORE_SUBJECTS = {
     "SAC, ds, Ant": Subject("sac", env="Ant-v4", method="ds"),
     "SAC, rnm, Hopper": Subject("sac", env="Hopper-v4", method="rnm"),
     "SAC, compress": Subject("sac", method="compress"),
+    "SAC, plad": Subject("sac", method="plad"),
+    "TD3, tar": Subject("td3", method="tar"),
     "SAC, exploration by gSDE": Subject("sac", method="sde", kwargs={"train_freq": 8, "sde_sample_freq": 3}),
     "PPO, exploration by gSDE": Subject("ppo", method="sde"),
     "PPO, new matrices in a rollout": Subject("ppo", method="sde", kwargs={"sde_sample_freq": 4}),

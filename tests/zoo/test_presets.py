@@ -199,3 +199,36 @@ def test_the_dense_baseline_of_rlx2_differs_in_nothing_but_sparsity():
     own = {"callback", "policy", "policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs", "action_noise"}
     assert {key: dense[key] for key in dense if key not in own} == {key: sparse[key] for key in sparse if key not in own}
     assert dense["policy_kwargs"]["net_arch"] == sparse["policy_kwargs"]["net_arch"]
+
+
+def test_tar_differs_from_static_in_the_mask_alone():
+    for algo in ("td3", "sac"):
+        tar, static = (yaml.safe_load((presets_folder() / m / f"{algo}.yml").read_text()) for m in ("tar", "static"))
+        assert tar.keys() == static.keys()
+        for env in static:
+            first, second = (
+                sections[env] | {"policy_kwargs": dict(sections[env]["policy_kwargs"])} for sections in (tar, static)
+            )
+            assert first["policy_kwargs"].pop("initial_mask") == "magnitude"
+            (revival, logger) = first.pop("callback")
+            assert [*revival] == ["sb3_sparse.Revival"]
+            assert logger == second.pop("callback") == "sb3_sparse.SparsityLogger"
+            assert first == second
+
+
+def test_plad_is_dense_but_for_pruning_and_replay():
+    for algo in ("td3", "sac"):
+        plad, dense = (yaml.safe_load((presets_folder() / m / f"{algo}.yml").read_text()) for m in ("plad", "dense"))
+        assert plad.keys() == dense.keys() - {"LunarLanderContinuous-v3"}
+        for env, written in plad.items():
+            # Entries of one anchor are one object
+            section, reference = dict(written), dict(dense[env])
+            pruning, reset, _ = (next(iter(one.values())) if isinstance(one, dict) else one for one in section.pop("callback"))
+            assert pruning["final_sparsity"] == {"actor": 0.9, "critic": 0.9}
+            assert reset["every"] * 5 == (20_000 if env == "Pendulum-v1" else 1_000_000)
+            own = dict(section.pop("policy_kwargs"))
+            assert (own.pop("sparsity"), own.pop("distribution")) == (0.0, "erk")
+            assert own == reference.pop("policy_kwargs", {})
+            assert section.pop("policy").startswith("sb3_sparse.policies.Sparse")
+            assert reference.pop("policy") == "MlpPolicy"
+            assert section == reference
