@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import checkpoint, compression, cortex_m, kernels, latency, overhead, samplers, step, train
+from sb3_sparse.benchmark import checkpoint, claims, compression, cortex_m, kernels, latency, overhead, samplers, step, train
 from sb3_sparse.utils.command_line import Parser, Refusal
 
 #: Names of a sub-command other than its module's, the present one first.
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         cortex_m: "one decision on a Cortex-M under QEMU: instructions, flash and memory",
         checkpoint: "seconds and MB of run checkpoints, and their share of a training",
         compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
+        claims: "what papers claim beside what runs say: tables of grids, finished or not",
         samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }
     for module, text in helps.items():

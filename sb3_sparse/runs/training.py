@@ -35,6 +35,7 @@ from sb3_sparse.runs.interrupted import FOLDER, Interruptible, forget, interrupt
 from sb3_sparse.runs.playing import RandomPolicy, play, same_randomness
 from sb3_sparse.runs.result import COMPLETE, Evaluation, RunResult
 from sb3_sparse.runs.spec import RunSpec
+from sb3_sparse.utils.commit import source_commit
 from sb3_sparse.zoo.sections import as_yaml
 
 #: Gradient-free looks at the parameters while training, in environment steps.
@@ -215,12 +216,15 @@ def versions() -> dict[str, str]:
     """
     Say what a result was computed with.
 
-    :return: Of the packages that decide a result, and what it was computed on.
+    :return: Of the packages that decide a result, the commit of this one where it runs from a checkout, and what it was
+        computed on.
     """
     found = {"python": platform.python_version(), "processor": processor()}
     for name in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
+    if (commit := source_commit()) is not None:
+        found["commit"] = commit
     return found
 
 

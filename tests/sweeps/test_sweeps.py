@@ -51,10 +51,11 @@ def make_grid(**changes):
 
 def test_every_grid_in_the_documentation_can_be_trained():
     pytest.importorskip("mujoco")
-    grids = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/grid.yml"))
-    assert grids
+    grids = sorted((Path(__file__).parents[2] / "docs" / "results").glob("*/grid*.yml"))
+    assert len(grids) >= 4
     for grid in map(read_grid, grids):
-        assert len(cells_of(grid)) == len(grid.methods) * len(grid.environments)
+        n_sparse = (len(grid.methods) - 1) * max(len(grid.sparsities), 1)
+        assert len(cells_of(grid)) == (1 + n_sparse) * len(grid.environments)
 
 
 def test_configurations_lie_beside_the_grid(tmp_path, monkeypatch):
