@@ -1,9 +1,9 @@
 """
 ONNX: float32, or integers as quantize-dequantize pairs (QDQ), which ONNX Runtime turns into integer kernels where it has some.
 
-Zeros are stored and multiplied: ONNX Runtime does not exploit them. Quantized layers round as the integers' definition says;
-the sums are the runtime's, so results agree to the last bits of a float32 number, or, where such a number lies on the edge
-between two integers, to one step of a quantized value.
+Zeros are stored and multiplied: ONNX Runtime does not exploit them. Weights of up to 4 bits take 4, others 8.
+Quantized layers round as the integers' definition says; the sums are the runtime's, so results agree to the last bits of a
+float32 number, or, where such a number lies on the edge between two integers, to one step of a quantized value.
 """
 
 from __future__ import annotations
@@ -93,6 +93,16 @@ class _Writer:
         self.initializers.append(self.onnx.numpy_helper.from_array(np.array(values, order="C"), name))
         return name
 
+    def four_bits(self, wanted: str, values: NDArray) -> str:
+        """Add integers from -8 to 7, two in a byte: ONNX has no fewer bits that ONNX Runtime knows."""
+        name, flat = self.name(wanted), values.astype(np.int8).flatten()
+        pairs = np.append(flat, [0] * (flat.size % 2)).astype(np.uint8).reshape(-1, 2) & 15
+        packed = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).tobytes()
+        self.initializers.append(
+            self.onnx.helper.make_tensor(name, self.onnx.TensorProto.INT4, values.shape, packed, raw=True)
+        )
+        return name
+
     def node(self, kind: str, *inputs: str, to: str | None = None, **attributes: Any) -> str:
         """Add an operator; ``to`` is the name of what it gives."""
         output = to or self.name(kind.lower())
@@ -167,7 +177,8 @@ class _Writer:
         if not layer.is_quantized:
             return self.tensor("weight", weight)
         assert layer.scales is not None
-        return self.node("DequantizeLinear", self.tensor("weight", weight), self.tensor("scales", layer.scales), axis=axis)
+        values = self.four_bits("weight", weight) if layer.bits <= 4 else self.tensor("weight", weight)
+        return self.node("DequantizeLinear", values, self.tensor("scales", layer.scales), axis=axis)
 
     def _layer(self, layer: Layer, x: str) -> str:
         bias = None if layer.bias is None or layer.is_quantized else self.tensor("bias", layer.bias)
