@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sb3_sparse.benchmark import checkpoint, claims, compression, cortex_m, kernels, latency, overhead, samplers, step, train
+from sb3_sparse.benchmark import (
+    checkpoint,
+    claims,
+    compression,
+    cortex_m,
+    equal_bytes,
+    kernels,
+    latency,
+    overhead,
+    samplers,
+    step,
+    train,
+)
 from sb3_sparse.utils.command_line import Parser, Refusal
 
 #: Names of a sub-command other than its module's, the present one first.
-NAMES = {"train": ["learn", "train"], "cortex_m": ["cortex-m"]}
+NAMES = {"train": ["learn", "train"], "cortex_m": ["cortex-m"], "equal_bytes": ["equal-bytes"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint: "seconds and MB of run checkpoints, and their share of a training",
         compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
         claims: "what papers claim beside what runs say: tables of grids, finished or not",
+        equal_bytes: "return against bytes: wide and sparse beside narrow and dense, from runs of grids",
         samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }
     for module, text in helps.items():
