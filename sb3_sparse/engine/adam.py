@@ -131,8 +131,8 @@ class SurvivorAdam(Adam):
         """
         Let survivors hold the moments of their parameters.
 
-        :return: Steps made so far, None if the parameters differ in that, the kernels cannot read their moments, or somebody
-            else would not see what becomes of them.
+        :return: Steps made so far, None if the parameters differ in that, the kernels cannot read their moments, somebody
+            else would not see what becomes of them, or pruned weights have moments.
         """
         state = self.__dict__["state"]
         if sys.getrefcount(state) > 3:  # here, in this object, and in the call
@@ -144,6 +144,12 @@ class SurvivorAdam(Adam):
                 own["exp_avg"] = th.zeros_like(parameter, memory_format=th.preserve_format, requires_grad=False)
                 own["exp_avg_sq"] = th.zeros_like(parameter, memory_format=th.preserve_format, requires_grad=False)
             elif not _is_alone(own, parameter):
+                return None
+        for layer in survivors.layers:
+            # A mask that was changed past the sparsifier, or somebody who wrote to moments: torch lets these fade, too
+            if layer.mask_values is not None and any(
+                bool(state[layer.weight][key].masked_fill(layer.weight_mask, 0.0).any()) for key in ("exp_avg", "exp_avg_sq")
+            ):
                 return None
         counts = {float(state[parameter]["step"]) for parameter in survivors.parameters}
         if len(counts) > 1:
@@ -215,7 +221,8 @@ class SurvivorAdam(Adam):
         with survivors.lock:
             if not survivors.gradients.collect():
                 return False
-            survivors.follow()
+            if not survivors.follow() and options["weight_decay"]:
+                return False  # it gives moments to pruned weights that are not zero
             n_steps = self.__dict__["_held"].get(survivors)
             if n_steps is None:
                 self._release([other for other in self.__dict__["_held"] if not other.fits()])
@@ -241,6 +248,15 @@ class SurvivorAdam(Adam):
         plain.__dict__.update({**self.__dict__, "state": state, "param_groups": [{**groups[0], "params": rest}]})
         _unhooked(Adam.step)(plain)
 
+    def _put_in_order(self, n_states: int) -> None:
+        """Let the states that this step made, all but the first ``n_states``, have the order that torch gives them."""
+        state = self.__dict__["state"]
+        made = set([*state][n_states:])
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter in made:
+                    state[parameter] = state.pop(parameter)
+
     def step(self, closure: Any = None) -> Any:
         """
         Step, as torch's Adam does; over survivors where only they have gradients.
@@ -251,7 +267,10 @@ class SurvivorAdam(Adam):
         # What torch wraps around every optimizer's step, but for the profiler's record: it costs as much as the step
         for hook in chain(_global_optimizer_pre_hooks.values(), self._optimizer_step_pre_hooks.values()):
             hook(self, (), {})
+        n_states = len(self.__dict__["state"])
         loss = self._step(closure)
+        if len(self.__dict__["state"]) != n_states:
+            self._put_in_order(n_states)
         for hook in chain(self._optimizer_step_post_hooks.values(), _global_optimizer_post_hooks.values()):
             hook(self, (), {})
         return loss

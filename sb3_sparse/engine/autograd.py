@@ -9,7 +9,7 @@ import torch as th
 from torch import nn
 
 from sb3_sparse.engine import native
-from sb3_sparse.engine.gradients import may_be_wanted
+from sb3_sparse.engine.gradients import may_run
 from sb3_sparse.engine.survivors import Survivors
 
 _NOTHING = th.empty(0)
@@ -64,30 +64,31 @@ class _Pass:
         self.bias_versions = [bias._version for bias in survivors.biases]
         self.input_version = _version(x)
 
-    def check_input(self, x: th.Tensor) -> None:
+    def check_input(self, x: th.Tensor, node: Any) -> None:
         """
         Refuse an input that was written to, as torch does: if its first layer, which alone needs it, has a gradient.
 
         :param x: The input.
+        :param node: See :meth:`reaches`.
         :raises RuntimeError: If it was written to since the forward pass.
         """
-        if not self.survivors.parameters[0].requires_grad or _version(x) == self.input_version or self.reaches(x) != 0:
+        if not self.survivors.parameters[0].requires_grad or _version(x) == self.input_version or self.reaches(node) != 0:
             return
         raise RuntimeError(
             f"{_MODIFIED}: the input of a sequence is at version {_version(x)}; expected version {self.input_version} instead"
         )
 
-    def check_weights(self, first: int, x: th.Tensor) -> None:
+    def check_weights(self, first: int, node: Any) -> None:
         """
         Refuse what torch refuses.
 
         :param first: First layer whose weight the backward pass multiplies by.
-        :param x: The input.
+        :param node: See :meth:`reaches`.
         :raises RuntimeError: If a weight was written to since the forward pass.
         """
         if [weight._version for weight in self.survivors.weights[first:]] == self.versions[first:]:
             return
-        for index in range(max(first, self.reaches(x)), len(self.versions)):
+        for index in range(max(first, self.reaches(node)), len(self.versions)):
             version = self.survivors.weights[index]._version
             if version != self.versions[index]:
                 raise RuntimeError(
@@ -120,18 +121,23 @@ class _Pass:
                 "backward needs; with engine='torch' only what is used again has to stay"
             )
 
-    def reaches(self, x: th.Tensor) -> int:
+    def reaches(self, node: Any) -> int:
         """
         Find out how far the backward pass that runs now goes; one to some inputs alone may end early.
 
-        :param x: The input.
+        :param node: This pass's node of the graph, which knows where the input's gradient and each parameter's go. The
+            parameters themselves may have another node by now: ``network.float()`` gives them one.
         :return: The first layer that it goes through.
         """
-        if x.requires_grad and may_be_wanted(x):
+        edges = node.next_functions
+        if may_run(edges[0][0]):
             return 0
-        for index, (_, _, _, weight, bias) in enumerate(self.survivors.made_of):
-            if may_be_wanted(weight) or (bias is not None and may_be_wanted(bias)):
+        position = 1
+        for index, (*_, bias) in enumerate(self.survivors.made_of):
+            of_layer = edges[position : position + (1 if bias is None else 2)]
+            if any(may_run(following) for following, _ in of_layer):
                 return index
+            position += len(of_layer)
         return len(self.versions)
 
     def activations(self, x: th.Tensor) -> list[th.Tensor]:
@@ -170,10 +176,10 @@ class _Run(th.autograd.Function):
         (dy,) = gradients
         needed = ctx.needs_input_grad[1:]
         _ = ctx.saved_tensors
-        record.check_input(x)
+        record.check_input(x, ctx)
         if dy is None:
             return (None,) * (1 + len(needed))
-        record.check_weights(0 if needed[0] else 1, x)
+        record.check_weights(0 if needed[0] else 1, ctx)
         if th.is_grad_enabled():
             return None, *_differentiable(record, x, dy, needed)
         with survivors.lock:

@@ -29,17 +29,19 @@ def addresses_of(tensors: Sequence[th.Tensor]) -> list[int]:
     return [*map(th.Tensor.data_ptr, tensors)]
 
 
-def may_be_wanted(tensor: th.Tensor) -> bool:
+def may_run(node: Any) -> bool:
     """
-    Find out whether the backward pass that runs now wants a gradient.
+    Find out whether the backward pass that runs now goes through a node of the graph.
 
-    :param tensor: Of which the gradient would be.
+    :param node: A node, None: where no gradient goes.
     :return: False if it certainly does not.
     """
-    if _will_run is None or not tensor.requires_grad:
+    if node is None:
+        return False
+    if _will_run is None:
         return True
     try:
-        return bool(_will_run(get_gradient_edge(tensor).node))
+        return bool(_will_run(node))
     except RuntimeError:  # autograd.grad() of a leaf
         return True
 

@@ -93,10 +93,10 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         ),
     ),
     "weights written to between the passes are not refused": lambda: _instead(
-        autograd._Pass, "check_weights", lambda self, first, x: None
+        autograd._Pass, "check_weights", lambda self, first, node: None
     ),
     "every weight is taken to be needed again": lambda: _instead(
-        autograd._Pass, "check_weights", lambda self, first, x, stock=autograd._Pass.check_weights: stock(self, 0, x)
+        autograd._Pass, "check_weights", lambda self, first, node, stock=autograd._Pass.check_weights: stock(self, 0, node)
     ),
     "an earlier gradient is overwritten": lambda: _instead(Gradients, "wait", _overwrite),
     "the critic's gradients are thrown away": lambda: _instead(Gradients, "wait", lambda self, deltas: None),

@@ -259,7 +259,8 @@ def _train(world: World, a: int, b: int) -> None:
     sum(q.pow(2).mean() for q in q_values).backward()
     policy.critic.optimizer.step()
     policy.actor.optimizer.zero_grad()
-    (-policy.critic.q1_forward(observations, policy.actor(observations)).mean()).backward()
+    # Not by the actor itself: its preprocessing rounds observations to float32, and the networks are float64
+    (-policy.critic.q1_forward(observations, policy.actor.mu(observations)).mean()).backward()
     policy.actor.optimizer.step()
     _average(world, a, b)
 
@@ -394,6 +395,14 @@ WITNESSES: list[Program] = [
     [("forward", 2, 0), ("hook", 2, 0), ("train", 0, 0)],
     [("twice", 3, 0), ("gradients", 0, 8)],
     [("hook", 4, 0), ("twice", 4, 0)],
+    [("iterate", 0, 1), ("want dense gradient", 2, 0), ("gradients", 1, 0)],
+    [("train", 0, 0), ("keep moment", 0, 0), ("train", 0, 0)],
+    [("twice", 1, 0), ("backward", 0, 0), ("step", 1, 0)],
+    [("twice", 4, 0), ("average", 0, 0), ("forward", 1, 0), ("average", 0, 0)],
+    [("iterate", 0, 0), ("write", 7, 4), ("backward", 1, 0)],
+    [("hook", 1, 0), ("train", 0, 0)],
+    [("train", 0, 0), ("mask", 1, 1), ("train", 0, 0)],
+    [("twice", 35, 31), ("cast", 0, 58), ("train", 49, 24), ("backward", 8, 5)],
 ]
 _numbers = st.integers(0, 59)
 programs: Any = st.lists(st.tuples(st.sampled_from([*_OFTEN, *OPERATIONS]), _numbers, _numbers), min_size=2, max_size=14)

@@ -133,6 +133,51 @@ def test_some_gradients_are_missing_for_a_while():
     assert same_moments(*optimizers, list(zip(own.parameters(), other.parameters(), strict=True)))
 
 
+def trained(engine, change):
+    """Two sequences with one Adam, three steps; ``change`` is called before the second. Both, and the optimizer."""
+    sequences = [make_sequence(MLP, engine=engine) for _ in range(2)]
+    optimizer = Adam([parameter for sequence in sequences for parameter in sequence.parameters()], lr=0.01)
+    if engine == "native":
+        SurvivorAdam.adopt(optimizer, sequences)
+    for step in range(3):
+        optimizer.zero_grad()
+        if step == 1:
+            change(sequences, optimizer)
+        sum((sequence(make_input(MLP)) ** 2).mean() for sequence in sequences).backward()
+        if step == 0:  # The first sequence has no state yet when the second one gets its own
+            sequences[0][0].weight.grad = None
+        optimizer.step()
+        for sequence in sequences:
+            for layer in sequence.layers:
+                layer.project()
+    return sequences, optimizer
+
+
+def roll_mask(sequences, optimizer):
+    layer = sequences[1].layers[0]
+    layer.replace_mask(layer.weight_mask.roll(1, 0))
+
+
+def write_moments(sequences, optimizer):
+    optimizer.state[sequences[1].layers[0].weight]["exp_avg"].fill_(0.5)
+
+
+@pytest.mark.parametrize("change", [lambda *_: None, roll_mask, write_moments], ids=["nothing", "mask", "moments"])
+def test_states_are_torchs_in_number_order_and_where_nothing_is_left(change):
+    (own, optimizer), (other, stock) = trained("native", change), trained("torch", change)
+    pairs = [
+        parameters
+        for first, second in zip(own, other, strict=True)
+        for parameters in zip(first.parameters(), second.parameters(), strict=True)
+    ]
+    names = [{id(pair[side]): index for index, pair in enumerate(pairs)} for side in (0, 1)]
+    assert [names[0][id(parameter)] for parameter in optimizer.state] == [names[1][id(parameter)] for parameter in stock.state]
+    for first, second in pairs:
+        th.testing.assert_close(first, second)
+        for key, value in stock.state[second].items():
+            th.testing.assert_close(optimizer.state[first][key], value)
+
+
 def test_layers_in_no_sequence_too():
     def layers():
         generator = th.Generator().manual_seed(0)
