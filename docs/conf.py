@@ -12,7 +12,7 @@ version = release = sb3_sparse.__version__
 extensions = ["myst_parser", "sphinx.ext.apidoc", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
 myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "modules/rooms/modules.rst", "modules/runtime/modules.rst"]
+exclude_patterns = ["_build", "results", "modules/rooms/modules.rst", "modules/runtime/modules.rst"]
 apidoc_automodule_options = {"members"}
 # One page per folder of the package, made anew by every build
 apidoc_modules = [

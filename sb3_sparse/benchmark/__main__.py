@@ -10,6 +10,7 @@ from sb3_sparse.benchmark import (
     compression,
     cortex_m,
     equal_bytes,
+    equal_seconds,
     kernels,
     latency,
     overhead,
@@ -20,7 +21,12 @@ from sb3_sparse.benchmark import (
 from sb3_sparse.utils.command_line import Parser, Refusal
 
 #: Names of a sub-command other than its module's, the present one first.
-NAMES = {"train": ["learn", "train"], "cortex_m": ["cortex-m"], "equal_bytes": ["equal-bytes"]}
+NAMES = {
+    "train": ["learn", "train"],
+    "cortex_m": ["cortex-m"],
+    "equal_bytes": ["equal-bytes"],
+    "equal_seconds": ["equal-seconds"],
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compression: "return against sparsity of pruned and quantized agents: trains them, into a CSV file",
         claims: "what papers claim beside what runs say: tables of grids, finished or not",
         equal_bytes: "return against bytes: wide and sparse beside narrow and dense, from runs of grids",
+        equal_seconds: "return after so many seconds of one core: dense, SBX, sparse, and wide and sparse agents",
         samplers: "Optuna's samplers on two problems whose Pareto fronts are known",
     }
     for module, text in helps.items():

@@ -202,6 +202,17 @@ def test_claims_in_the_documentation_are_about_what_is_trained(tmp_path):
         assert len(public_table(public, rows)) == len(public)
 
 
+def test_tables_in_the_documentation_are_those_of_the_results_that_are_kept(tmp_path, monkeypatch):
+    pytest.importorskip("mujoco")
+    monkeypatch.chdir(RESULTS.parents[1])
+    folder = RESULTS / "claims"
+    grids = [str(file) for file in sorted(folder.glob("grid*.yml"))]
+    arguments = ["--claims", str(folder / "claims.yml"), "--runs", str(RESULTS / "runs"), "-o", str(tmp_path)]
+    main(["claims", *grids, *arguments])
+    for file in tmp_path.iterdir():
+        assert file.read_text() == (folder / file.name).read_text(), file.name
+
+
 def test_results_in_the_documentation_are_of_its_grids():
     pytest.importorskip("mujoco")
     known = {
