@@ -36,7 +36,7 @@ class Published:
     A point that others measured.
 
     :param environment: Id of the environment.
-    :param bytes: Of the weights.
+    :param n_bytes: Bytes of the weights.
     :param ratio: Return as a fraction of their full agent's.
     :param what: Which agent.
     :param budget: Steps and seeds.
@@ -44,7 +44,7 @@ class Published:
     """
 
     environment: str
-    bytes: float
+    n_bytes: float
     ratio: float
     what: str
     budget: str
@@ -55,7 +55,7 @@ def read_published(file: str | Path) -> list[Published]:
     """
     Read points that others measured.
 
-    :param file: CSV file with the columns of :class:`Published`.
+    :param file: CSV file with the columns of :class:`Published`; the second is called ``bytes``.
     :return: The points.
     :raises FileNotFoundError: If there is no such file.
     :raises ValueError: For other columns, or values that are no positive numbers.
@@ -74,7 +74,7 @@ def read_published(file: str | Path) -> list[Published]:
                 point = Published(row["environment"], *numbers, row["what"], row["budget"], row["source"])
             except (TypeError, ValueError) as error:
                 raise ValueError(f"`--published`: {file}, line {reader.line_num}: {error}") from error
-            if not (point.bytes > 0 and math.isfinite(point.bytes) and math.isfinite(point.ratio)):
+            if not (point.n_bytes > 0 and math.isfinite(point.n_bytes) and math.isfinite(point.ratio)):
                 raise ValueError(f"`--published`: {file}, line {reader.line_num}: bytes and ratio must be numbers, got {row}")
             found.append(point)
     return found
@@ -146,7 +146,7 @@ def points_markdown(points: Sequence[Mapping[str, Any]], published: Sequence[Pub
         [
             one.environment,
             f"{one.what} ({one.source})",
-            f"{one.bytes:,.0f}, weights alone",
+            f"{one.n_bytes:,.0f}, weights alone",
             "-",
             f"{100 * one.ratio:.0f} %",
             "-",
@@ -187,7 +187,7 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Pu
     for source in dict.fromkeys(one.source for one in published):
         mine_too = [one for one in published if one.source == source]
         axes.scatter(
-            [one.bytes for one in mine_too],
+            [one.n_bytes for one in mine_too],
             [one.ratio for one in mine_too],
             label=f"{source}: weights alone, {mine_too[0].budget}",
             facecolors="none",
@@ -196,7 +196,7 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Pu
             s=40,
         )
         for one in mine_too:
-            axes.annotate(one.what, (one.bytes, one.ratio), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(one.what, (one.n_bytes, one.ratio), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.axhline(1.0, color="#999999", linewidth=0.8, zorder=0)
     axes.set_xlabel("bytes")
     axes.set_ylabel("return / full agent's")
