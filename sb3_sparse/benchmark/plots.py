@@ -19,26 +19,21 @@ from sb3_sparse.benchmark.results import (
     experiments,
     read_results,
 )
-from sb3_sparse.runs.figures import plain_axes
+from sb3_sparse.runs.figures import COLORS, DASHES, panels, plain_axes
 from sb3_sparse.runs.statistics import mean_interval
 from sb3_sparse.runs.tables import interval, seeds
 from sb3_sparse.utils.figures import position, write_figure
+from sb3_sparse.utils.markdown import markdown
 
-#: Colours that the colour-blind can tell apart (Okabe and Ito 2008), with a marker or a dash each, for print in grey.
 _CURVES: dict[str, dict[str, Any]] = {
-    PRUNED: dict(color="#0072B2", marker="o", shift=-0.018),
-    PRUNED_AND_QUANTIZED: dict(color="#D55E00", marker="s", shift=0.018),
+    PRUNED: dict(color=COLORS[0], marker="o", shift=-0.018),
+    PRUNED_AND_QUANTIZED: dict(color=COLORS[1], marker="s", shift=0.018),
 }
 _LINES: dict[str, dict[str, Any]] = {
-    DENSE: dict(color="#333333", linestyle="-"),
-    QUANTIZED: dict(color="#009E73", linestyle=(0, (5, 2))),
+    DENSE: dict(color=COLORS[6], linestyle=DASHES[0]),
+    QUANTIZED: dict(color=COLORS[2], linestyle=DASHES[1]),
 }
-_LABELS = {
-    DENSE: "dense, fp32",
-    QUANTIZED: "quantized",
-    PRUNED: "pruned",
-    PRUNED_AND_QUANTIZED: "pruned + quantized",
-}
+_LABELS = {variant: variant for variant in VARIANTS} | {DENSE: "dense, fp32"}
 
 
 def _by_sparsity(results: Sequence[Result], variant: str) -> dict[float, list[float]]:
@@ -149,25 +144,20 @@ def compression_table(files: Sequence[str | Path]) -> str:
     :raises FileNotFoundError: If a CSV file is missing.
     :raises ValueError: If one holds something else, or nothing.
     """
+    header = ["agent", "sparsity", "papers' ratio", "really smaller", "bytes", "return", "95 % interval", "seeds"]
     blocks = []
     for results in experiments(_read_all(files)).values():
-        lines = [
-            _title(results).replace("\n", ", "),
-            "",
-            "| agent | sparsity | papers' ratio | really smaller | bytes | return | 95 % interval | seeds |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        rows: dict[tuple[float, str], list[Result]] = {}
+        members: dict[tuple[float, str], list[Result]] = {}
         for result in sorted(results, key=lambda result: (result.sparsity, VARIANTS.index(result.variant))):
-            rows.setdefault((result.sparsity, result.variant), []).append(result)
-        for (sparsity, variant), members in rows.items():
-            n_bytes = float(np.mean([result.packed_bytes for result in members]))
-            mean, low, high = mean_interval([result.mean_return for result in members])
-            size = f"{members[0].papers_ratio:.1f}x | {members[0].dense_bytes / n_bytes:.1f}x | {n_bytes:,.0f}"
-            number = f"{mean:.1f} | {interval(low, high)} | {seeds(len(members))}"
-            lines.append(f"| {variant} | {100 * sparsity:g} % | {size} | {number} |")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)
+            members.setdefault((result.sparsity, result.variant), []).append(result)
+        rows = []
+        for (sparsity, variant), mine in members.items():
+            n_bytes = float(np.mean([result.packed_bytes for result in mine]))
+            mean, low, high = mean_interval([result.mean_return for result in mine])
+            sizes = [f"{mine[0].papers_ratio:.1f}x", f"{mine[0].dense_bytes / n_bytes:.1f}x", f"{n_bytes:,.0f}"]
+            rows.append([variant, f"{100 * sparsity:g} %", *sizes, f"{mean:.1f}", interval(low, high), seeds(len(mine))])
+        blocks.append(_title(results).replace("\n", ", ") + "\n\n" + markdown(header, rows))
+    return "\n".join(blocks).rstrip("\n")
 
 
 def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Path]:
@@ -183,15 +173,10 @@ def plot_compression(files: Sequence[str | Path], output: str | Path) -> list[Pa
     :raises ValueError: If one holds something else, or nothing, and if there is no folder for the figure.
     :raises ImportError: Without matplotlib, saying how to install it.
     """
-    panels = experiments(_read_all(files))
-    columns = min(len(panels), 2)
-    rows = math.ceil(len(panels) / columns)
+    found = list(experiments(_read_all(files)).values())
 
     def fill(figure: Any) -> None:
-        grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, panel in zip(grid, panels.values(), strict=False):
-            _draw(axes, panel)
-        for axes in grid[len(panels) :]:
-            axes.remove()
+        for axes, results in zip(panels(figure, len(found)), found, strict=True):
+            _draw(axes, results)
 
-    return write_figure(output, (4.9 * columns, 3.9 * rows + 0.4), fill)
+    return write_figure(output, (4.9 * min(len(found), 2), 3.9 * math.ceil(len(found) / 2) + 0.4), fill)

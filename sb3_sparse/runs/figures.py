@@ -23,6 +23,21 @@ def style(index: int) -> dict[str, Any]:
     return {"color": COLORS[index % len(COLORS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
+def panels(figure: Any, n: int) -> list[Any]:
+    """
+    Divide a figure, two panels in a row.
+
+    :param figure: Matplotlib's.
+    :param n: How many panels.
+    :return: Matplotlib's axes.
+    """
+    columns = min(n, 2)
+    grid = list(figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat)
+    for axes in grid[n:]:
+        axes.remove()
+    return grid[:n]
+
+
 def plain_axes(axes: Any) -> None:
     """
     A quiet grid, and no frame above and on the right.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sb3_sparse.runs.figures import MARKERS, logarithmic_axis, plain_axes, style
+from sb3_sparse.runs.figures import MARKERS, logarithmic_axis, panels, plain_axes, style
 from sb3_sparse.runs.statistics import iqm, mean_interval, performance_profile, stratified_interval
 from sb3_sparse.sweeps.summary import Row, scores_of
 from sb3_sparse.utils.figures import write_figure
@@ -27,14 +27,6 @@ def _tasks(rows: Sequence[Row]) -> list[tuple[str, str]]:
 
 def _styles(rows: Sequence[Row]) -> dict[str, int]:
     return {label: index for index, label in enumerate(dict.fromkeys(row.cell.label for row in rows))}
-
-
-def _panels(figure: Any, n: int) -> list[Any]:
-    columns = min(n, 2)
-    grid = list(figure.subplots(math.ceil(n / columns), columns, squeeze=False).flat)
-    for axes in grid[n:]:
-        axes.remove()
-    return grid[:n]
 
 
 def _size(n: int) -> tuple[float, float]:
@@ -60,7 +52,7 @@ def _by_task(rows: Sequence[Row], output: Path, value: Callable[[Any], float], y
     tasks, styles = _tasks(rows), _styles(rows)
 
     def fill(figure: Any) -> None:
-        for axes, task in zip(_panels(figure, len(tasks)), tasks, strict=True):
+        for axes, task in zip(panels(figure, len(tasks)), tasks, strict=True):
             drawn: list[float] = []
             for row in rows:
                 steps, columns = _over_steps(row, value)
@@ -111,10 +103,10 @@ def return_against_cost(rows: Sequence[Row], output: Path) -> list[Path]:
     :return: Its files.
     """
     tasks, styles = _tasks(rows), _styles(rows)
-    panels = [(task, cost) for task in tasks for cost in _COSTS]
+    pairs = [(task, cost) for task in tasks for cost in _COSTS]
 
     def fill(figure: Any) -> None:
-        for axes, (task, cost) in zip(_panels(figure, len(panels)), panels, strict=True):
+        for axes, (task, cost) in zip(panels(figure, len(pairs)), pairs, strict=True):
             for row in rows:
                 if row.cell.task != task or not row.complete:
                     continue
@@ -143,7 +135,7 @@ def return_against_cost(rows: Sequence[Row], output: Path) -> list[Path]:
             axes.set_ylabel("return")
             plain_axes(axes)
 
-    return write_figure(output, _size(len(panels)), fill, legend_columns=4)
+    return write_figure(output, _size(len(pairs)), fill, legend_columns=4)
 
 
 def inputs(rows: Sequence[Row], output: Path) -> list[Path]:
@@ -167,7 +159,7 @@ def inputs(rows: Sequence[Row], output: Path) -> list[Path]:
         return []
 
     def fill(figure: Any) -> None:
-        for axes, (task, shares) in zip(_panels(figure, len(found)), found.items(), strict=True):
+        for axes, (task, shares) in zip(panels(figure, len(found)), found.items(), strict=True):
             matrix = np.array(list(shares.values()))
             image = axes.imshow(100 * matrix, aspect="auto", cmap="cividis", vmin=0)
             axes.set_yticks(range(len(shares)), list(shares), fontsize=7)
