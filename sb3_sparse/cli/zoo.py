@@ -19,9 +19,10 @@ from typing import Any
 import sb3_sparse  # noqa: F401  # registers the policies
 from sb3_sparse.tuning.merge import supported_algorithms
 from sb3_sparse.utils.command_line import Parser
+from sb3_sparse.utils.files import write_text
 from sb3_sparse.zoo.environments import require_packages
 from sb3_sparse.zoo.presets import preset_file
-from sb3_sparse.zoo.sections import check_hyperparameters, read_section, zoo_configuration
+from sb3_sparse.zoo.sections import as_yaml, check_hyperparameters, read_section, zoo_configuration
 
 COMMANDS = ("train", "enjoy")
 #: Where rl-zoo3's train puts its results. Its enjoy looks elsewhere, and downloads what it does not find there.
@@ -89,7 +90,6 @@ def _trial_configuration(known: argparse.Namespace, configuration: str | None) -
     Write what a trial trained to a configuration file of its own in the log folder. rl-zoo3 ignores a ``--trial-id`` of 0, and
     merges others over a configuration that may have changed since.
     """
-    from sb3_sparse.tuning.files import write_section
     from sb3_sparse.tuning.trials import found_section
 
     if known.storage is None or known.study_name is None:
@@ -103,7 +103,8 @@ def _trial_configuration(known: argparse.Namespace, configuration: str | None) -
     )
     folder = Path(known.folder or LOG_FOLDER) / known.algo
     file = folder / f"{re.sub(r'[^-.=0-9A-Za-z]+', '_', known.study_name)}_trial_{known.trial_id}.yml"
-    write_section(file, env, section)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(file, as_yaml(env, section))
     print(f"Trial {known.trial_id} of {known.study_name} trains as in {file}")
     return file
 

@@ -21,16 +21,14 @@ def is_nan(value: Any) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def to_csv(rows: Sequence[Mapping[str, Any]], last: str = "") -> str:
+def to_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """
     Write a table as CSV.
 
     :param rows: By column.
-    :param last: Columns whose names begin with this stand last.
     :return: CSV with a header, columns in order of appearance; what a row lacks is empty.
     """
     names = list(dict.fromkeys(name for row in rows for name in row))
-    names.sort(key=lambda name: bool(last) and name.startswith(last))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, names, lineterminator="\n", restval="")
     writer.writeheader()

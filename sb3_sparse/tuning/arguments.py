@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from sb3_sparse.utils.command_line import hyperparameter
 
@@ -41,7 +42,13 @@ def _add_task(parser: argparse.ArgumentParser) -> None:
     )
     task.add_argument("-n", "--steps", type=int, help="environment steps of a training; the configuration's if left out")
     task.add_argument(
-        "--params", nargs="+", type=hyperparameter, default=[], metavar="NAME:VALUE", help="other than the configuration's"
+        "--params",
+        nargs="+",
+        type=hyperparameter,
+        default=[],
+        dest="parameters",
+        metavar="NAME:VALUE",
+        help="other than the configuration's",
     )
     task.add_argument("--episodes", type=int, help="of each evaluation, the same for all (default: 20)")
 
@@ -56,9 +63,11 @@ def _add_place(parser: argparse.ArgumentParser, *, report_seeds: int) -> None:
         help=f"trainings with other seeds for the report (default: {report_seeds})",
     )
     both.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    both.add_argument("-o", "--output", metavar="FOLDER", help="for all files (default: tune/ALGO-ENV)")
     both.add_argument(
-        "--runs", metavar="FOLDER", help="of the trainings; share it, and none is done twice (default: OUTPUT/runs)"
+        "-o", "--output", dest="folder", type=Path, metavar="FOLDER", help="for all files (default: tune/ALGO-ENV)"
+    )
+    both.add_argument(
+        "--runs", type=Path, metavar="FOLDER", help="of the trainings; share it, and none is done twice (default: OUTPUT/runs)"
     )
     both.add_argument("--storage", help="NAME.log, or a database's URL (default: study.db in the output folder)")
     both.add_argument("--study-name", help="(default: ALGO-ENV)")

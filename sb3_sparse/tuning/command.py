@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from sb3_sparse.utils.command_line import import_modules
@@ -45,37 +44,23 @@ def _given(arguments: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
-
-
 def _run(arguments: argparse.Namespace) -> None:
     from sb3_sparse.tuning.front import find_front
     from sb3_sparse.tuning.questions import FrontQuestion, KeepQuestion, Place
     from sb3_sparse.tuning.sparsest import find_sparsest
 
-    place = Place(
-        folder=_path(arguments.output),
-        storage=arguments.storage,
-        study_name=arguments.study_name,
-        runs=_path(arguments.runs),
-        workers=arguments.workers,
-        resume=arguments.resume,
-        retry=arguments.retry,
-        gym_packages=tuple(arguments.gym_packages),
-    )
+    place = Place(**_given(arguments, Place))
     import_modules("--gym-packages", place.gym_packages)
-    parameters = dict(arguments.params)
+    arguments.parameters = dict(arguments.parameters)
     if arguments.question == "keep":
         if (arguments.fraction is None) == (arguments.keep is None):
             raise ValueError("`tune keep` needs one FRACTION to keep: sb3-sparse tune keep 0.97 --algo ... --env ...")
-        given = {**_given(arguments, KeepQuestion), "parameters": parameters}
-        given["fraction"] = arguments.keep if arguments.fraction is None else arguments.fraction
-        answer = find_sparsest(KeepQuestion(**given), place)
+        arguments.fraction = arguments.keep if arguments.fraction is None else arguments.fraction
+        answer = find_sparsest(KeepQuestion(**_given(arguments, KeepQuestion)), place)
         files = answer.files
         print(answer.line)
     else:
-        found = find_front(FrontQuestion(**{**_given(arguments, FrontQuestion), "parameters": parameters}), place)
+        found = find_front(FrontQuestion(**_given(arguments, FrontQuestion)), place)
         files = found.files
         print(found.table)
     # The answer to keep is one line, whatever reads it

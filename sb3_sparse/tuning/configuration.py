@@ -13,7 +13,7 @@ from sb3_sparse.callbacks.mask_refresh import MaskRefresh
 from sb3_sparse.callbacks.quantization_aware import QuantizationAware
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.tuning.draft import Draft
-from sb3_sparse.tuning.merge import Callbacks, algorithm_of, evaluate, policy_of, sparse_twin, write_kwargs
+from sb3_sparse.tuning.merge import algorithm_of, evaluate, write_kwargs
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.zoo.environments import require_packages
 from sb3_sparse.zoo.presets import preset_entry, presets_folder
@@ -132,16 +132,6 @@ def _whole(number: Any) -> Any:
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-def _with_policy(section: Mapping[str, Any], algo: str, new: dict[str, Any], drop: tuple[str, ...]) -> dict[str, Any]:
-    result = plain(dict(section))
-    result["policy"] = sparse_twin(algo, policy_of(algo, section.get("policy")))
-    written = section.get("policy_kwargs")
-    old = evaluate(written) or {}
-    kept = {key: value for key, value in old.items() if key not in drop}
-    result["policy_kwargs"] = write_kwargs(written, old, {**kept, **new})
-    return result
-
-
 def dense(section: Mapping[str, Any], algo: str) -> dict[str, Any]:
     """
     The same without sparsity and quantization, bit for bit what stock Stable-Baselines3 trains. The policy is the sparse one
@@ -151,12 +141,14 @@ def dense(section: Mapping[str, Any], algo: str) -> dict[str, Any]:
     :param algo: rl-zoo3's name of the algorithm.
     :return: A new one.
     """
-    result = _with_policy(section, algo, dict(_DENSE_KWARGS), _SPARSE_KWARGS)
-    callbacks = Callbacks(section.get("callback"))
-    callbacks.remove(SET, RigL, MaskRefresh, GradualPruning, QuantizationAware)
-    result.pop("callback", None)
-    if callbacks.written():
-        result["callback"] = callbacks.written()
+    draft = Draft(section, algo)
+    draft.make_sparse()
+    kept = {key: value for key, value in draft.policy_kwargs.items() if key not in _SPARSE_KWARGS}
+    draft.policy_kwargs = {**kept, **_DENSE_KWARGS}
+    draft.callbacks.remove(SET, RigL, MaskRefresh, GradualPruning, QuantizationAware)
+    result = draft.written()
+    if not result.get("callback"):
+        result.pop("callback", None)
     return result
 
 

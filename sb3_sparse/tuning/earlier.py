@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import optuna
 import yaml
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
@@ -9,7 +10,7 @@ from optuna.trial import TrialState
 from sb3_sparse.runs.result import COMPLETE, Evaluation, RunResult
 from sb3_sparse.runs.store import Store
 from sb3_sparse.tuning.objectives import RETURN
-from sb3_sparse.tuning.study import Subject, load_study
+from sb3_sparse.tuning.study import REPORT_SUFFIX, Subject
 
 _COSTS = ("flops", "bytes", "parameters", "latency", "sparsity", "dense_flops", "dense_bytes", "dense_parameters")
 
@@ -20,31 +21,25 @@ def import_reports(storage: BaseStorage, name: str, subject: Subject, store: Sto
 
     :param storage: The storage.
     :param name: Name of a study.
-    :param subject: What the study (that it is the report of) is about.
+    :param subject: What the study is about.
     :param store: Gets the results, without the returns of single episodes, which nobody knows any more.
     :return: How many were brought.
     """
-    study, n_new = load_study(storage, name), 0
-    for trial in [] if study is None else study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        known = trial.user_attrs
-        if "seed" not in known or "configuration" not in known or RETURN not in known:
+    n_new = 0
+    for suffix in ("", REPORT_SUFFIX):
+        if name + suffix not in optuna.get_all_study_names(storage):
             continue
-        section = yaml.safe_load(known["configuration"])[subject.env]
-        spec = subject.run(section, known["seed"], report=name != study_name_of(name))
-        if store.get(spec) is None:
-            costs = {cost: known[cost] for cost in _COSTS if cost in known}
-            evaluation = Evaluation(spec.n_timesteps, (known[RETURN],), (), {})
-            note = {"note": "of a study of an earlier version: the return is the mean of the episodes"}
-            store.put(RunResult(spec, COMPLETE, (evaluation,), costs, seconds=known["seconds"], versions=note))
-            n_new += 1
+        study = optuna.load_study(study_name=name + suffix, storage=storage)
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            known = trial.user_attrs
+            if "seed" not in known or "configuration" not in known or RETURN not in known:
+                continue
+            section = yaml.safe_load(known["configuration"])[subject.env]
+            spec = subject.run(section, known["seed"], report=bool(suffix))
+            if store.get(spec) is None:
+                costs = {cost: known[cost] for cost in _COSTS if cost in known}
+                evaluation = Evaluation(spec.n_timesteps, (known[RETURN],), (), {})
+                note = {"note": "of a study of an earlier version: the return is the mean of the episodes"}
+                store.put(RunResult(spec, COMPLETE, (evaluation,), costs, seconds=known["seconds"], versions=note))
+                n_new += 1
     return n_new
-
-
-def study_name_of(name: str) -> str:
-    """
-    Tell a report from what it reports.
-
-    :param name: Name of a study or of its report.
-    :return: Name of the study.
-    """
-    return name.removesuffix("-report")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sb3_sparse.runs.statistics import margin
-from sb3_sparse.tuning.results import Point
+from sb3_sparse.tuning.results import Row
 from sb3_sparse.tuning.study import REPORT_SEED, Subject
 from sb3_sparse.utils.files import write_text
 
@@ -17,12 +17,7 @@ _KEEP = 0.97
 _CONFIDENCE = 0.9
 
 
-def _gained(dense: Point, random: float | None) -> float:
-    """What the dense reference has learnt."""
-    return abs(dense.mean) if random is None else max(dense.mean - random, 0.0)
-
-
-def recommended(points: Sequence[Point], random: float | None = None) -> tuple[Point, str] | None:
+def recommended(points: Sequence[Row], random: float | None = None) -> tuple[Row, str] | None:
     """
     The cheapest point of the front that is shown to keep 97 % of what the dense reference gained over a random policy: by the
     lower limit of its margin over the reporting seeds, at 90 % confidence for all together that were trained again without a
@@ -33,14 +28,13 @@ def recommended(points: Sequence[Point], random: float | None = None) -> tuple[P
     :param random: Return of a random policy; None: 97 % is of the dense return's size.
     :return: A point that is not the dense reference, and by what it was chosen, for a comment; None if there is no point.
     """
-    standing = [point for point in points if point.on_front and not point.row.is_dense]
+    standing = [point for point in points if point.on_front and not point.is_dense]
     sparse = [point for point in standing if not point.n_failed] or standing
     if not sparse:
         return None
-    dense = next((point for point in points if point.row.is_dense), None)
-    if dense is not None:
-        gained = _gained(dense, random)
-        n_tested = sum(len(point.returns) > 1 and not point.n_failed for point in points if not point.row.is_dense)
+    for dense in (point for point in points if point.is_dense):
+        gained = abs(dense.mean) if random is None else max(dense.mean - random, 0.0)
+        n_tested = sum(len(point.returns) > 1 and not point.n_failed for point in points if not point.is_dense)
         for point in sparse:
             if gained and not point.n_failed and min(len(point.returns), len(dense.returns)) > 1:
                 confidence = 1 - (1 - _CONFIDENCE) / n_tested
@@ -59,11 +53,11 @@ def recommended(points: Sequence[Point], random: float | None = None) -> tuple[P
     return max(sparse, key=lambda point: point.mean), f"the best return; none keeps {100 * _KEEP:g} % of what dense has learnt"
 
 
-def _seeds(point: Point) -> str:
+def _seeds(point: Row) -> str:
     """How many trainings the return of a point comes from."""
-    if not point.is_reported:
-        return "of the trainings that chose it, not reported yet"
     n = len(point.returns)
+    if not n + point.n_failed:
+        return "of the trainings that chose it, not reported yet"
     text = f"{n} reporting seed{'' if n == 1 else 's'}"
     if point.n_failed:
         text += f", {point.n_failed} of {n + point.n_failed} failed"
@@ -73,40 +67,42 @@ def _seeds(point: Point) -> str:
     return text
 
 
-def _title(what: str, study_name: str) -> str:
-    """First line of every file."""
-    return f"# {what}{_ending(study_name)}"
-
-
-def _ending(study_name: str) -> str:
-    """What the study knows its own files by."""
-    return f" of the study {study_name!r} of sb3-sparse tune"
-
-
-def _text(point: Point, study_name: str, notes: Sequence[str]) -> str:
+def _lines(point: Row) -> list[str]:
     measures = point.measures
-    lines = [
-        _title("The dense reference" if point.row.is_dense else f"Trial {point.row.number}", study_name),
-        f"# return {point.mean:.1f} ({_seeds(point)}), sparsity {100 * measures['sparsity']:.2f} % of the networks that act,",
-        f"# {measures['flops']:,.0f} FLOPs, {measures['bytes']:,.0f} bytes, {measures['parameters']:,.0f} parameters",
-        *(f"# {note}" for note in notes),
+    return [
+        f"return {point.mean:.1f} ({_seeds(point)}), sparsity {100 * measures['sparsity']:.2f} % of the networks that act,",
+        f"{measures['flops']:,.0f} FLOPs, {measures['bytes']:,.0f} bytes, {measures['parameters']:,.0f} parameters",
     ]
-    return "\n".join(lines) + "\n" + point.row.configuration
 
 
-def _remove_earlier(subject: Subject, folder: Path, study_name: str) -> None:
-    """Remove what this study exported earlier: files of such a name that begin with its title."""
+def write_configurations(
+    subject: Subject, folder: Path, study_name: str, files: Mapping[str, tuple[str, Sequence[str], str]]
+) -> list[Path]:
+    """
+    Write configurations as rl-zoo3's YAML. What the same study wrote there earlier is removed: files of such names that begin
+    as its own do.
+
+    :param subject: What the study is about.
+    :param folder: Where to; made if need be.
+    :param study_name: Name of the study, for the first line.
+    :param files: By name: what it is, further lines of comment, and the YAML.
+    :return: The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ending = f" of the study {study_name!r} of sb3-sparse tune"
     for file in folder.glob("*.yml"):
         if re.fullmatch(rf"trial-\d+|dense|{re.escape(subject.algo)}", file.stem) and file.is_file():
             with file.open(encoding="utf-8", errors="replace") as stream:
                 first = stream.readline()
-            if first.startswith("# ") and first.rstrip("\n").endswith(_ending(study_name)):
+            if first.startswith("# ") and first.rstrip("\n").endswith(ending):
                 file.unlink()
+    return [
+        write_text(folder / name, "".join(f"# {line}\n" for line in (title + ending, *lines)) + configuration)
+        for name, (title, lines, configuration) in files.items()
+    ]
 
 
-def export(
-    subject: Subject, points: Sequence[Point], folder: Path, study_name: str, random: float | None = None
-) -> list[Path]:
+def export(subject: Subject, points: Sequence[Row], folder: Path, study_name: str, random: float | None = None) -> list[Path]:
     """
     Write the front as rl-zoo3's YAML: ``trial-<number>.yml`` for each of its points, ``dense.yml``, and under the algorithm's
     name (``td3.yml``) the recommended one once more. What the same study wrote there earlier is removed, and files of these
@@ -119,35 +115,14 @@ def export(
     :param random: Return of a random policy, see :func:`recommended`.
     :return: The files, the recommended one first.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_earlier(subject, folder, study_name)
-    named: list[tuple[str, Point, list[str]]] = []
     best = recommended(points, random)
-    if best is not None:
-        named.append((f"{subject.algo}.yml", best[0], [f"recommended: {best[1]}"]))
+    named = {} if best is None else {f"{subject.algo}.yml": (best[0], [f"recommended: {best[1]}"])}
     for point in points:
-        if point.row.is_dense or point.on_front:
-            named.append(("dense.yml" if point.row.is_dense else f"trial-{point.row.number}.yml", point, []))
-    files = []
-    for name, point, notes in named:
+        if point.is_dense or point.on_front:
+            named["dense.yml" if point.is_dense else f"trial-{point.number}.yml"] = (point, [])
+    files = {}
+    for name, (point, notes) in named.items():
         command = f"python -m rl_zoo3.train --algo {subject.algo} --env {subject.env} -conf {name} --seed {REPORT_SEED}"
-        files.append(write_text(folder / name, _text(point, study_name, [*notes, command])))
-    return files
-
-
-def export_answer(subject: Subject, folder: Path, study_name: str, title: str, line: str, configuration: str) -> Path:
-    """
-    Write what came of ``--keep`` as rl-zoo3's YAML, under the algorithm's name. What the same study wrote there earlier is
-    removed.
-
-    :param subject: What the question is about.
-    :param folder: Where to; made if need be.
-    :param study_name: Name of the study, for the comment above the configuration.
-    :param title: What it is: the answer, an estimate, or the dense reference.
-    :param line: The answer in one line, for the same.
-    :param configuration: YAML of it.
-    :return: The file.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_earlier(subject, folder, study_name)
-    return write_text(folder / f"{subject.algo}.yml", f"{_title(title, study_name)}\n# {line}\n{configuration}")
+        title = "The dense reference" if point.is_dense else f"Trial {point.number}"
+        files[name] = (title, [*_lines(point), *notes, command], point.configuration)
+    return write_configurations(subject, folder, study_name, files)

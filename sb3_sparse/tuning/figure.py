@@ -2,61 +2,52 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sb3_sparse.runs.figures import logarithmic_axis
+import numpy as np
+
+from sb3_sparse.runs.figures import COLORS, logarithmic_axis, plain_axes
 from sb3_sparse.tuning.objectives import OBJECTIVES
-from sb3_sparse.tuning.results import Point, Tried
+from sb3_sparse.tuning.results import Row
 from sb3_sparse.tuning.study import Subject
 from sb3_sparse.utils.figures import write_figure
 
-#: Okabe and Ito's colours, as everywhere here.
-_FRONT, _DENSE, _TRIAL = "#0072B2", "#D55E00", "#999999"
+_FRONT, _DENSE, _TRIAL = COLORS[0], COLORS[1], "#999999"
 
 
-def _draw(axes: Any, subject: Subject, rows: Sequence[Tried], points: Sequence[Point], cost: str) -> None:
+def _draw(axes: Any, rows: Sequence[Row], points: Sequence[Row], cost: str) -> None:
     complete = [row for row in rows if row.state == "complete" and not row.is_dense]
-    axes.scatter(
-        [row.measures[cost] for row in complete],
-        [row.mean for row in complete],
-        s=14,
-        color=_TRIAL,
-        alpha=0.6,
-        linewidth=0,
-        label="trial (tuning seed)",
-    )
-    standing = [point for point in points if point.on_front]
+    places, returns = [row.measures[cost] for row in complete], [row.tuned for row in complete]
+    axes.scatter(places, returns, s=14, color=_TRIAL, alpha=0.6, linewidth=0, label="trial (tuning seed)")
     # What can be had for at most this much
-    steps = sorted((point.measures[cost], point.mean) for point in standing)
-    best, curve = -math.inf, []
-    for x, y in steps:
-        if y > best:
-            best = y
-            curve.append((x, y))
-    if curve:
-        xs, ys = zip(*curve, strict=True)
-        axes.step(xs, ys, where="post", color=_FRONT, linewidth=1.2, zorder=3)
+    steps = sorted((point.measures[cost], point.mean) for point in points if point.on_front)
+    if steps:
+        axes.step(
+            [x for x, _ in steps],
+            np.maximum.accumulate([y for _, y in steps]),
+            where="post",
+            color=_FRONT,
+            linewidth=1.2,
+            zorder=3,
+        )
     for is_dense, color, marker, label in ((False, _FRONT, "o", "front"), (True, _DENSE, "s", "dense reference")):
         for on_front in (True, False):
             # What is not reported yet is shown as a trial alone
-            reported = [point for point in points if not point.is_awaited]
-            members = [point for point in reported if point.row.is_dense == is_dense and point.on_front == on_front]
+            members = [
+                point for point in points if (point.is_dense, point.on_front, point.is_awaited) == (is_dense, on_front, False)
+            ]
             if not members:
                 continue
             means = [point.mean for point in members]
-            ends = [point.interval() for point in members]
-            error = [
-                [0.0 if math.isnan(low) else mean - low for mean, (low, _) in zip(means, ends, strict=True)],
-                [0.0 if math.isnan(high) else high - mean for mean, (_, high) in zip(means, ends, strict=True)],
-            ]
+            ends = np.array([point.interval() for point in members]).T
             suffix = "" if on_front or is_dense else ", fell off it when trained again"
             axes.errorbar(
                 [point.measures[cost] for point in members],
                 means,
-                yerr=error,
+                # No interval where there is one seed
+                yerr=np.nan_to_num(np.abs(ends - means)),
                 color=color,
                 marker=marker,
                 markersize=5.5,
@@ -70,12 +61,10 @@ def _draw(axes: Any, subject: Subject, rows: Sequence[Tried], points: Sequence[P
     logarithmic_axis(axes)
     axes.set_xlabel(OBJECTIVES[cost].label)
     axes.set_ylabel("return")
-    axes.grid(alpha=0.25, linewidth=0.6)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain_axes(axes)
 
 
-def plot_front(subject: Subject, rows: Sequence[Tried], points: Sequence[Point], output: str | Path) -> list[Path]:
+def plot_front(subject: Subject, rows: Sequence[Row], points: Sequence[Row], output: str | Path) -> list[Path]:
     """
     Return against each of the other objectives, one panel each: all trials, the front and the dense reference with the
     intervals of their reporting seeds.
@@ -96,7 +85,7 @@ def plot_front(subject: Subject, rows: Sequence[Tried], points: Sequence[Point],
 
     def fill(figure: Any) -> None:
         for axes, cost in zip(figure.subplots(1, len(costs), squeeze=False)[0], costs, strict=True):
-            _draw(axes, subject, rows, points, cost)
+            _draw(axes, rows, points, cost)
         figure.suptitle(title, fontsize=9)
 
     return write_figure(output, (5.2 * len(costs), 4.3), fill, legend_columns=2)

@@ -4,33 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
 
-from sb3_sparse.runs.result import COMPLETE
-from sb3_sparse.runs.spec import RunSpec
+from sb3_sparse.runs.tables import to_csv
 from sb3_sparse.tuning.export import export
 from sb3_sparse.tuning.figure import plot_front
 from sb3_sparse.tuning.objectives import LATENCY, OBJECTIVES, check_objectives
 from sb3_sparse.tuning.questions import FrontQuestion, Place
-from sb3_sparse.tuning.results import (
-    Point,
-    Tried,
-    importances,
-    points,
-    reported_rows,
-    reports,
-    section_of,
-    tried,
-    tuning_front,
-)
+from sb3_sparse.tuning.results import Reports, Row, importances, points, reported_rows, reports, tried, tuning_front
+from sb3_sparse.tuning.sampling import check_sampler
 from sb3_sparse.tuning.session import Session, make_subject
-from sb3_sparse.tuning.spaces import check_searches
-from sb3_sparse.tuning.study import REPORT_EPISODES
-from sb3_sparse.tuning.tables import importance_rows, point_rows, report_rows, to_csv, to_json, to_markdown, trial_rows
-from sb3_sparse.tuning.timing import Latencies
+from sb3_sparse.tuning.spaces import check_configuration, check_searches
+from sb3_sparse.tuning.tables import importance_rows, point_rows, report_rows, to_json, to_markdown, trial_rows
+from sb3_sparse.tuning.timing import quiet_latencies
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.utils.files import make_folder, write_text
 
@@ -51,8 +41,8 @@ class Found:
     """
 
     study: optuna.Study
-    rows: list[Tried]
-    points: list[Point]
+    rows: list[Row]
+    points: list[Row]
     table: str
     files: list[Path]
 
@@ -75,42 +65,31 @@ def find_front(question: FrontQuestion, place: Place | None = None) -> Found:
     searches = check_searches(question.search, question.algo)
     require_integer("--trials", question.trials, low=1)
     require_integer("--seeds", question.seeds, low=1, high=100)
+    check_sampler(question.sampler)
     question.check(question.seeds)
-    subject = make_subject(question, objectives=names, search=searches, seeds=question.seeds, sampler=question.sampler)
+    check = partial(check_configuration, searches, question.algo)
+    subject = make_subject(question, check, objectives=names, search=searches)
     if question.export_best is not None:
         make_folder("--export-best", question.export_best)
+    n_seeds = question.report_seeds
     with Session(subject, question, place or Place()) as session:
-        _Work(session, question).do()
-        files = _Files(session, question.report_seeds)
-        written = files.write()
-    if question.export_best is not None:
-        random = session.random_return(range(REPORT_EPISODES, REPORT_EPISODES + question.episodes))
-        written += export(subject, files.points, Path(question.export_best), session.name, random)
-    return Found(session.study, files.rows, files.points, to_markdown(subject, files.points), written)
-
-
-class _Work:
-    """Searches, and trains what was found again."""
-
-    def __init__(self, session: Session, question: FrontQuestion) -> None:
-        self.session, self.question, self.subject = session, question, session.subject
-
-    def do(self) -> None:
-        session, subject, n_seeds = self.session, self.subject, self.question.report_seeds
-        session.search(self.question.trials, lambda: _best(session))
-        files = _Files(session, n_seeds)
-        files.write()
-        rows = files.rows
-        if all(row.is_dense or row.state != "complete" for row in rows):
-            reasons = "; ".join(sorted({row.reason for row in rows if row.reason}))
-            raise ValueError(
-                f"none of the {self.question.trials} sampled configurations was trained to its end: {reasons[:500]}"
-            )
+        session.search(question.trials, lambda: _best(session))
+        found = _write(session, n_seeds)
+        if all(row.is_dense or row.state != "complete" for row in found.rows):
+            reasons = "; ".join(sorted({row.reason for row in found.rows if row.reason}))
+            raise ValueError(f"none of the {question.trials} sampled configurations was trained to its end: {reasons[:500]}")
         if n_seeds:
-            best = [*(row for row in rows if row.is_dense and row.state == "complete"), *tuning_front(subject, rows)]
-            chosen = {row.number: subject.reports(section_of(subject, row), n_seeds) for row in best}
+            dense = [row for row in found.rows if row.is_dense and row.state == "complete"]
+            chosen = {
+                row.number: subject.reports(row.section, n_seeds) for row in [*dense, *tuning_front(subject, found.rows)]
+            }
             # Seed by seed: a report that is stopped has something of every configuration
             session.run([specs[index] for index in range(n_seeds) for specs in chosen.values()], "report")
+            found = _write(session, n_seeds)
+    if question.export_best is not None:
+        random = session.random_return(report=True)
+        found.files.extend(export(subject, found.points, Path(question.export_best), session.name, random))
+    return found
 
 
 def _best(session: Session) -> str:
@@ -125,64 +104,51 @@ def _best(session: Session) -> str:
     return f"front of {len(front)}, return at {OBJECTIVES[cost].label}: {'; '.join(shown)}" if shown else ""
 
 
-class _Files:
-    """What there is of a study, and its files. Latencies are measured here, so no worker may be training."""
+def _latencies(session: Session, rows: list[Row], again: Reports) -> dict[int, float]:
+    """Of a quiet machine: of what was reported of a trial, else of what chose it."""
+    subject = session.subject
+    specs = {
+        row.number: [
+            *(result.spec for result in again.get(row.number, [])),
+            *(subject.run(row.section, seed) for seed in subject.training_seeds),
+        ]
+        for row in rows
+    }
+    return quiet_latencies(session.store, session.folder / "latency.json", specs)
 
-    def __init__(self, session: Session, n_seeds: int) -> None:
-        self.session, self.subject = session, session.subject
-        self.latencies = Latencies(session.store, session.folder / "latency.json")
-        self.rows = self._timed(tried(session.study))
-        self.again = reports(self.subject, self.rows, session.store, n_seeds)
-        self.points = points(self.subject, self.rows, self.again, self._timed_again())
 
-    def _chosen_by(self, row: Tried) -> RunSpec:
-        """The first training of a trial."""
-        return self.subject.run(section_of(self.subject, row), self.subject.seed)
-
-    def _timed(self, rows: list[Tried]) -> list[Tried]:
-        """Where latency decides, every trial is measured anew."""
-        if LATENCY not in self.subject.objectives:
-            return rows
-        specs = {row.number: self._chosen_by(row) for row in rows if row.state == "complete"}
-        self.latencies.measure(specs.values())
-        timed = []
-        for row in rows:
-            if row.number in specs:
-                quiet = self.latencies.of(specs[row.number], row.measures[LATENCY])
-                row = replace(row, measures={**row.measures, LATENCY: quiet})
-            timed.append(row)
-        return timed
-
-    def _timed_again(self) -> dict[int, float]:
-        """Latencies of what is shown."""
-        specs: dict[int, RunSpec] = {}
-        for row in reported_rows(self.subject, self.rows, self.again):
-            complete = [result.spec for result in self.again.get(row.number, []) if result.state == COMPLETE]
-            specs[row.number] = complete[0] if complete else self._chosen_by(row)
-        self.latencies.measure(specs.values())
-        return {number: self.latencies.known[spec.key] for number, spec in specs.items() if spec.key in self.latencies.known}
-
-    def write(self) -> list[Path]:
-        """
-        Write what there is: ``front.md``, ``front.csv``, ``front.json``, ``front.png``, ``front.svg``, ``trials.csv``,
-        ``report.csv``, ``importances.csv``. The figure is left out where matplotlib is missing.
-        """
-        subject, folder = self.subject, self.session.folder
-        texts = {
-            "front.md": to_markdown(subject, self.points),
-            "front.csv": to_csv(point_rows(self.points)),
-            "front.json": to_json(subject, self.points),
-            "trials.csv": to_csv(trial_rows(self.rows)),
-            "importances.csv": to_csv(importance_rows(importances(self.session.study, subject))),
-        }
-        if self.again:
-            texts["report.csv"] = to_csv(report_rows(self.again))
-        files = [write_text(folder / name, text) for name, text in texts.items()]
-        try:
-            files += plot_front(subject, self.rows, self.points, folder / "front")
-        except ImportError as error:
-            print(f"no figure: {error}", file=sys.stderr)
-        return files
+def _write(session: Session, n_seeds: int) -> Found:
+    """
+    Write what there is: ``front.md``, ``front.csv``, ``front.json``, ``front.png``, ``front.svg``, ``trials.csv``,
+    ``report.csv``, ``importances.csv``. The figure is left out where matplotlib is missing. Latencies are measured here, so no
+    worker may be training.
+    """
+    subject, folder = session.subject, session.folder
+    rows = tried(session.study)
+    if LATENCY in subject.objectives:
+        # Where it decides, every trial is measured anew
+        quiet = _latencies(session, [row for row in rows if row.state == "complete"], {})
+        rows = [
+            replace(row, measures={**row.measures, LATENCY: quiet[row.number]}) if row.number in quiet else row for row in rows
+        ]
+    again = reports(subject, rows, session.store, n_seeds)
+    shown = points(subject, rows, again, _latencies(session, reported_rows(subject, rows, again), again))
+    table = to_markdown(shown)
+    texts = {
+        "front.md": table,
+        "front.csv": to_csv(point_rows(shown)),
+        "front.json": to_json(subject, shown),
+        "trials.csv": to_csv(trial_rows(rows)),
+        "importances.csv": to_csv(importance_rows(importances(session.study, subject))),
+    }
+    if again:
+        texts["report.csv"] = to_csv(report_rows(again))
+    files = [write_text(folder / name, text) for name, text in texts.items()]
+    try:
+        files += plot_front(subject, rows, shown, folder / "front")
+    except ImportError as error:
+        print(f"no figure: {error}", file=sys.stderr)
+    return Found(session.study, rows, shown, table, files)
 
 
 def tune(algo: str, env: str, *, place: Place | None = None, **options: Any) -> Found:

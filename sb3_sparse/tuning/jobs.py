@@ -1,50 +1,47 @@
 """
-The trials of a study as a list of jobs, each done once, by one driver or by one on each of several machines.
+The trials of a study as a plan: each is a job, done once, by one driver or by one on each of several machines.
 
 A job is a waiting trial in Optuna's storage, which hands each to one driver alone. A study that is kept in a file has one
 driver at a time, so what is running when it is opened belongs to a driver that is gone, and is taken over. Drivers that share
 a server record signs of life for their trials, the first one before a trial is theirs; whoever looks finds those that have
-stopped, declares them failed, which the server lets one of them do and once, and the job gets a new trial with the same
-parameters.
+stopped, which the server lets one of them declare failed, and Optuna repeats the trial with what was sampled for it.
 
-Two drivers may fill a study at the same moment, so a job may get two trials; whoever takes one up sees the other, and the one
-with the larger number gives way.
+Two drivers may list or repeat the same job at the same moment. The first of both trials counts for everybody, and the other
+one is never begun.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import threading
+import time
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage, fail_stale_trials
+from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback, fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from sb3_sparse.runs.driver import MAX_ATTEMPTS
+from sb3_sparse.runs.driver import MAX_ATTEMPTS, patiently
+from sb3_sparse.runs.result import COMPLETE, DIVERGED, RunResult
+from sb3_sparse.runs.spec import RunSpec
+from sb3_sparse.tuning.objectives import RETURN
+from sb3_sparse.tuning.storage import STORAGE_ERRORS
+from sb3_sparse.tuning.study import Subject
 
-JOB, REASON, PARAMETERS, DRIVER = "job", "reason", "given_parameters", "driver"
-#: Reason of a trial that another one of the same job made superfluous.
-SUPERFLUOUS = "superfluous"
-#: Of a trial that was ended on purpose, which is no attempt. Earlier versions wrote it; now such trials stay as they are.
-_INTERRUPTED = "interrupted"
-
-
-@dataclass(frozen=True)
-class Job:
-    """
-    One thing to do.
-
-    :param name: No other job of the study has it.
-    :param attributes: What its trial begins with, as JSON values.
-    """
-
-    name: str
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+#: Attributes of a trial: what it is for, what it trains, why it failed, and whose it is.
+JOB, CONFIGURATION, REASON, DRIVER = "job", "configuration", "reason", "driver"
+#: What earlier versions wrote: the reason of a trial that another one of its job made superfluous, and that a trial was ended
+#: on purpose, which is no attempt.
+_SUPERFLUOUS, _INTERRUPTED = "superfluous", "interrupted"
+#: Seconds between two looks at what other drivers do. A driver that has the study for itself looks when something is over.
+LOOK_EVERY = 5.0
 
 
 def was_killed(trial: FrozenTrial) -> bool:
@@ -57,103 +54,143 @@ def was_killed(trial: FrozenTrial) -> bool:
     return trial.state == TrialState.FAIL and REASON not in trial.user_attrs
 
 
+def _has_failed(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.FAIL and not str(trial.user_attrs.get(REASON, "")).startswith(DIVERGED)
+
+
 def by_job(trials: Iterable[FrozenTrial]) -> dict[str, list[FrozenTrial]]:
     """
     Sort trials by what they are for.
 
     :param trials: Trials of a study.
-    :return: By job, without superfluous ones, in their order.
+    :return: By job, in their order, each a repetition of the one before it; the last one counts.
     """
     found: dict[str, list[FrozenTrial]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
-        if JOB in trial.user_attrs and trial.user_attrs.get(REASON) != SUPERFLUOUS:
-            found.setdefault(trial.user_attrs[JOB], []).append(trial)
+        if JOB in trial.user_attrs and trial.user_attrs.get(REASON) != _SUPERFLUOUS:
+            mine = found.setdefault(trial.user_attrs[JOB], [])
+            # Earlier versions did not say which one a trial repeats
+            if not mine or was_killed(mine[-1]) or _repeated(trial) == mine[-1].number:
+                mine.append(trial)
     return found
 
 
-def outcome(trials: Sequence[FrozenTrial]) -> FrozenTrial:
-    """
-    Find the trial of a job that counts.
-
-    :param trials: All trials of a job, at least one.
-    :return: The first that was not killed, or the last one if all were.
-    """
-    alive = [trial for trial in trials if not was_killed(trial)]
-    return alive[0] if alive else trials[-1]
-
-
-def _n_attempts(trials: Sequence[FrozenTrial]) -> int:
-    return sum(_INTERRUPTED not in trial.user_attrs for trial in trials)
+def _repeated(trial: FrozenTrial) -> int | None:
+    """Optuna's record of which trial another one repeats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return next(reversed(RetryHeartbeatStaleTrialCallback.retry_history(trial)), None)
 
 
 def is_over(trials: Sequence[FrozenTrial]) -> bool:
     """
     Tell whether a job is done.
 
-    :param trials: All trials of a job.
+    :param trials: Its trials, as :func:`by_job` gives them.
     :return: Whether nothing more comes of it.
     """
-    if not trials:
+    if not trials or not trials[-1].state.is_finished():
         return False
-    trial = outcome(trials)
-    return trial.state.is_finished() and (not was_killed(trial) or _n_attempts(trials) >= MAX_ATTEMPTS)
+    n_attempts = sum(was_killed(trial) and _INTERRUPTED not in trial.user_attrs for trial in trials)
+    return not was_killed(trials[-1]) or n_attempts >= MAX_ATTEMPTS
+
+
+def measures(results: Sequence[RunResult]) -> dict[str, Any]:
+    """
+    What is written into a trial: everything that is known of its trainings.
+
+    :param results: Complete results, one for each seed.
+    :return: Means over them, and ``returns``, one for each.
+    """
+    costs = {name: fmean(result.costs[name] for result in results) for name in results[0].costs}
+    returns = [result.mean for result in results]
+    seconds = round(sum(result.seconds for result in results), 1)
+    return {"returns": returns, RETURN: fmean(returns), **costs, "seconds": seconds}
+
+
+@dataclass
+class _Open:
+    """A trial whose trainings are not over."""
+
+    trial: Trial
+    specs: list[RunSpec]
+    results: list[RunResult] = field(default_factory=list)
 
 
 class Jobs:
     """
-    A study's jobs, in the hands of one driver.
+    A study's jobs, in the hands of one driver. What is trained for one a subclass says.
 
     :param study: The study.
     :param storage: Its storage.
-    :param jobs: What shall be done.
+    :param subject: What it is about.
+    :param names: Of the jobs that shall be done.
     :param driver: Name of this driver, the same after it was stopped and is started again; None: it has the study for itself.
     """
 
-    def __init__(self, study: optuna.Study, storage: BaseStorage, jobs: Sequence[Job], driver: str | None = None) -> None:
-        self.study, self.storage, self.jobs, self.driver = study, storage, list(jobs), driver
-        self._mine: dict[int, int] = {}
-        self._over = threading.Event()
-        #: Trials of an earlier life of this driver.
-        self._left = [trial for trial in self._trials() if trial.state == TrialState.RUNNING and self._is_mine(trial)]
-        self.fill()
+    def __init__(
+        self,
+        study: optuna.Study,
+        storage: BaseStorage,
+        subject: Subject,
+        names: Sequence[str],
+        driver: str | None = None,
+    ) -> None:
+        self.study, self.storage, self.subject, self.names, self.driver = study, storage, subject, list(names), driver
+        #: Trials that this driver is at, by their numbers in the storage.
+        self._mine: dict[int, _Open] = {}
+        self._waiting: list[RunSpec] = []
+        self._next_look = 0.0
+        self._ended = threading.Event()
+        self.trials: dict[str, list[FrozenTrial]] = {}
+        self.look()
         if driver is not None:
             threading.Thread(target=self._record_life, daemon=True).start()
 
-    def close(self) -> None:
-        """Record no signs of life any more."""
-        self._over.set()
-
-    def _trials(self) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False)
-
-    def _is_mine(self, trial: FrozenTrial) -> bool:
-        return self.driver is None or trial.user_attrs.get(DRIVER) == self.driver
-
-    def _id(self, number: int) -> int:
-        study = self.storage.get_study_id_from_name(self.study.study_name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
-
-    def fill(self) -> int:
+    def specs(self, trial: Trial) -> list[RunSpec]:
         """
-        Give every job a trial that has none, or whose trials were all killed.
+        Say what is trained; an exception is a trial that failed.
 
-        :return: How many trials were made.
+        :param trial: A trial of this driver's.
+        :return: Its trainings.
         """
-        if self.driver is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
+        raise NotImplementedError
+
+    def notes(self, results: Sequence[RunResult]) -> dict[str, Any]:
+        """
+        Say what else is written into a trial.
+
+        :param results: Of its trainings.
+        :return: Attributes.
+        """
+        return {}
+
+    def look(self, *, retry: bool = False) -> None:
+        """
+        Look at the study, and give every job a trial that has none, or whose trials were all killed.
+
+        :param retry: Whether also what has failed is repeated; what diverged would do so again.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            if self.driver is not None:
                 fail_stale_trials(self.study)
-        present = by_job(self._trials())
-        n_new = 0
-        for job in self.jobs:
-            trials = present.get(job.name, [])
-            if not trials or (all(map(was_killed, trials)) and _n_attempts(trials) < MAX_ATTEMPTS):
-                attributes = {**job.attributes, JOB: job.name}
-                if trials:
-                    attributes |= {PARAMETERS: trials[-1].params, "replaces": trials[-1].number}
-                self.study.enqueue_trial({}, user_attrs=attributes)
-                n_new += 1
-        return n_new
+            self.trials = by_job(self.study.get_trials(deepcopy=False))
+            has_new = False
+            for name in self.names:
+                trials = self.trials.get(name, [])
+                if not trials:
+                    self.study.enqueue_trial({}, user_attrs={JOB: name})
+                elif (was_killed(trials[-1]) and not is_over(trials)) or (retry and _has_failed(trials[-1])):
+                    again = copy.deepcopy(trials[-1])
+                    kept = (JOB, CONFIGURATION)
+                    again.user_attrs = {name: value for name, value in again.user_attrs.items() if name in kept}
+                    RetryHeartbeatStaleTrialCallback()(self.study, again)
+                else:
+                    continue
+                has_new = True
+        if has_new:
+            self.trials = by_job(self.study.get_trials(deepcopy=False))
 
     def claim(self) -> Trial | None:
         """
@@ -161,67 +198,115 @@ class Jobs:
 
         :return: One that belongs to this driver from now on; None if none waits.
         """
-        names = {job.name for job in self.jobs}
-        while self._left:
-            trial = self._left.pop(0)
-            if trial.user_attrs.get(JOB) in names:
-                return self._taken(trial.number, self._id(trial.number))
-        for waiting in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            if waiting.user_attrs.get(JOB) not in names:
+        self.look()
+        for name in self.names:
+            trial = self.trials[name][-1]
+            trial_id = trial._trial_id
+            if trial.state.is_finished() or trial_id in self._mine:
                 continue
-            trial_id = self._id(waiting.number)
-            try:
-                # First, so that a trial is never running without one
-                self._sign(trial_id)
-                if not self.storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
+            if trial.state == TrialState.WAITING:
+                try:
+                    # First, so that a trial is never running without one
+                    self._sign(trial_id)
+                    if not self.storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
+                        continue
+                    if self.driver is not None:
+                        self.storage.set_trial_user_attr(trial_id, DRIVER, self.driver)
+                except UpdateFinishedTrialError:
                     continue
-                if self.driver is not None:
-                    self.storage.set_trial_user_attr(trial_id, DRIVER, self.driver)
-                job = by_job(self._trials()).get(waiting.user_attrs[JOB], [])
-                if any(other.number < waiting.number and not was_killed(other) for other in job):
-                    self.storage.set_trial_user_attr(trial_id, REASON, SUPERFLUOUS)
-                    self.storage.set_trial_state_values(trial_id, state=TrialState.FAIL)
-                    continue
-            except UpdateFinishedTrialError:
+            elif self.driver is not None and trial.user_attrs.get(DRIVER) != self.driver:
                 continue
-            return self._taken(waiting.number, trial_id)
+            # Else it is of an earlier life of this driver, and has what was sampled for it
+            mine = Trial(self.study, trial_id)
+            self._mine[trial_id] = _Open(mine, [])
+            return mine
         return None
 
-    def _taken(self, number: int, trial_id: int) -> Trial:
-        self._mine[number] = trial_id
-        return Trial(self.study, trial_id)
-
-    def finish(
-        self,
-        trial: Trial,
-        values: Sequence[float] | None,
-        reason: str | None = None,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> None:
+    def next(self) -> RunSpec | None:
         """
-        Finish a trial, unless it was taken from this driver meanwhile. It may be said again.
+        Take up another trial, if there is one to do.
+
+        :return: Its first training, or another one of a trial of which some have been given.
+        """
+        while not self._waiting:
+            if time.monotonic() < self._next_look:
+                return None
+            trial = self.claim()
+            if trial is None:
+                # Not again before a while is over, or something of this driver's is
+                self._next_look = time.monotonic() + LOOK_EVERY
+                return None
+            self._begin(trial)
+        return self._waiting.pop(0)
+
+    def _begin(self, trial: Trial) -> None:
+        """Nothing that goes wrong with a sample is fatal to others; what goes wrong with the storage is not its fault."""
+        try:
+            self._mine[trial._trial_id].specs = self.specs(trial)
+        except STORAGE_ERRORS:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            self.finish(trial, f"{type(error).__name__}: {error}")
+            return
+        self._waiting += self._mine[trial._trial_id].specs
+
+    def done(self, spec: RunSpec, result: RunResult) -> None:
+        """
+        Note what came of a training, and tell the study when it was the last one of its trial.
+
+        :param spec: The training.
+        :param result: What came of it.
+        """
+        found = next(one for one in self._mine.values() if spec in one.specs and len(one.results) < len(one.specs))
+        found.results.append(result)
+        if len(found.results) == len(found.specs):
+            results = sorted(found.results, key=lambda result: result.spec.seed)
+            bad = [result for result in results if result.state != COMPLETE]
+            known = {} if bad else measures(results)
+            self.finish(found.trial, bad[0].reason if bad else None, {**known, **self.notes(results)})
+
+    def finish(self, trial: Trial, reason: str | None, attributes: Mapping[str, Any] | None = None) -> None:
+        """
+        Finish a trial, unless it was taken from this driver meanwhile.
 
         :param trial: The trial.
-        :param values: The study's objectives, None for a failure.
         :param reason: Why it failed, None if it did not.
-        :param attributes: What else is known.
+        :param attributes: What else is known, the study's objectives among it if it did not fail.
         """
+        patiently(lambda: self._finish(trial, reason, dict(attributes or {})), STORAGE_ERRORS, "the study")
+        self._mine.pop(trial._trial_id, None)
+        self._next_look = 0.0
+
+    def _finish(self, trial: Trial, reason: str | None, attributes: dict[str, Any]) -> None:
+        values = None if reason is not None else [attributes[name] for name in self.subject.objectives]
         try:
-            for name, value in {**(attributes or {}), **({} if reason is None else {REASON: reason})}.items():
+            for name, value in (attributes | ({} if reason is None else {REASON: reason})).items():
                 trial.set_user_attr(name, value)
             self.study.tell(trial, values, state=TrialState.COMPLETE if reason is None else TrialState.FAIL)
         except (UpdateFinishedTrialError, ValueError):
-            if not self.study.trials[trial.number].state.is_finished():
+            if not self.storage.get_trial(trial._trial_id).state.is_finished():
                 raise
-        self._mine.pop(trial.number, None)
+
+    def counts(self) -> tuple[int, int]:
+        """
+        Count, as of the last look.
+
+        :return: Jobs that are over, whoever did them, and how many of these failed.
+        """
+        over = [self.trials[name] for name in self.names if is_over(self.trials[name])]
+        return len(over), sum(trials[-1].state == TrialState.FAIL for trials in over)
 
     @property
     def is_over(self) -> bool:
-        """Whether every job is done, whoever did it."""
-        present = by_job(self._trials())
-        return all(is_over(present.get(job.name, [])) for job in self.jobs)
+        """Whether every job was done at the last look."""
+        return not self._waiting and not self._mine and self.counts()[0] == len(self.names)
 
     # --- Signs of life ---
+
+    def close(self) -> None:
+        """Record no signs of life any more."""
+        self._ended.set()
 
     def _sign(self, trial_id: int) -> None:
         if self.driver is not None and isinstance(self.storage, RDBStorage):
@@ -229,8 +314,8 @@ class Jobs:
 
     def _record_life(self) -> None:
         assert isinstance(self.storage, RDBStorage)
-        while not self._over.wait(self.storage.get_heartbeat_interval()):
-            for trial_id in list(self._mine.values()):
+        while not self._ended.wait(self.storage.get_heartbeat_interval()):
+            for trial_id in list(self._mine):
                 # The trainings are worth more: the server may be back at the next sign
                 with contextlib.suppress(Exception):
                     self._sign(trial_id)

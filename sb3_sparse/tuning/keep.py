@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import fmean
 
 from sb3_sparse.runs.statistics import are_tied, margin
 from sb3_sparse.utils.figures import position
@@ -27,29 +28,6 @@ Train = Callable[[Sequence[tuple[float, int]]], Sequence[float]]
 FIRST_DENSE, FIRST = 3, 2
 #: The largest sparsity that is tried.
 MOST = 0.99
-
-
-@dataclass
-class Level:
-    """
-    A sparsity and what is known of it.
-
-    :param sparsity: 0 for the dense reference.
-    :param results: A return for each training, NaN for one that diverged.
-    """
-
-    sparsity: float
-    results: list[float] = field(default_factory=list)
-
-    @property
-    def n_trained(self) -> int:
-        """Trainings, diverged ones included."""
-        return len(self.results)
-
-    @property
-    def returns(self) -> list[float]:
-        """Of the trainings that did not diverge."""
-        return _finite(self.results)
 
 
 @dataclass(frozen=True)
@@ -179,8 +157,8 @@ class Bisection:
     ) -> None:
         self.train, self.keep, self.floor, self.confidence = train, keep, floor, confidence
         self.budget, self.max_seeds, self.most, self.precision, self.batch = budget, max_seeds, most, precision, batch
-        self.dense = Level(0.0)
-        self.levels: dict[float, Level] = {}
+        #: Returns by sparsity, NaN for a training that diverged; 0 is the dense reference.
+        self.results: dict[float, list[float]] = {0.0: []}
         self.decisions: list[Decision] = []
         #: The largest sparsity below the boundary and the smallest above it, as far as the search came.
         self.bracket = (0.0, most)
@@ -189,68 +167,61 @@ class Bisection:
 
     @property
     def n_trained(self) -> int:
-        """Trainings so far."""
-        return sum(level.n_trained for level in (self.dense, *self.levels.values()))
+        """Trainings so far, diverged ones included."""
+        return sum(map(len, self.results.values()))
 
-    def _add(self, wanted: Sequence[tuple[Level, int]]) -> None:
-        """Train every level until it has so many trainings."""
-        jobs = [(level, seed) for level, n in wanted for seed in range(level.n_trained, n)]
-        for (level, _), result in zip(jobs, self.train([(level.sparsity, seed) for level, seed in jobs]), strict=True):
-            level.results.append(result)
+    def _add(self, wanted: Sequence[tuple[float, int]]) -> None:
+        """Train every sparsity until it has so many trainings."""
+        jobs = [(sparsity, seed) for sparsity, n in wanted for seed in range(len(self.results[sparsity]), n)]
+        for (sparsity, _), result in zip(jobs, self.train(jobs), strict=True):
+            self.results[sparsity].append(result)
 
     def _test(self, sparsity: float, results: Sequence[float]) -> Decision:
         limits = {"keep": self.keep, "floor": self.floor, "confidence": self.confidence}
-        return judge(sparsity, results, self.dense.returns, **limits)
+        return judge(sparsity, results, _finite(self.results[0.0]), **limits)
 
     def _is_hopeless(self, decision: Decision) -> bool:
         """Whether more returns that are equal to those that are there would never be enough."""
         if not decision.is_tied:
             return False
-        returns = [max(self.levels[decision.sparsity].returns)] * self.max_seeds
+        returns = [max(_finite(self.results[decision.sparsity]))] * self.max_seeds
         return self._test(decision.sparsity, returns).verdict == UNDECIDED
 
     def _decide(self, sparsity: float) -> str | None:
         """Test a sparsity with as many seeds as it takes; None if the budget does not suffice to begin."""
-        level = self.levels.setdefault(sparsity, Level(sparsity))
-        first = FIRST - level.n_trained
-        if self.n_trained + first > self.budget:
-            del self.levels[sparsity]
+        if self.n_trained + FIRST > self.budget:
             self.is_cut_short = True
             return None
-        self._add([(level, FIRST)])
-        decision = self._test(sparsity, level.results)
-        while decision.verdict == UNDECIDED and level.n_trained < self.max_seeds and not self._is_hopeless(decision):
+        mine, dense = self.results.setdefault(sparsity, []), self.results[0.0]
+        self._add([(sparsity, FIRST)])
+        decision = self._test(sparsity, mine)
+        while decision.verdict == UNDECIDED and len(mine) < self.max_seeds and not self._is_hopeless(decision):
             if self.n_trained >= self.budget:
                 self.is_cut_short = True
                 break
             room = min(self.batch, self.budget - self.n_trained)
-            more = min(level.n_trained + room, self.max_seeds)
-            wanted = [(level, more)]
-            if self.dense.n_trained < more and self.n_trained + 2 * room <= self.budget:
+            more = min(len(mine) + room, self.max_seeds)
+            wanted = [(sparsity, more)]
+            if len(dense) < more and self.n_trained + 2 * room <= self.budget:
                 # The reference's own noise decides as much
-                wanted.append((self.dense, more))
+                wanted.append((0.0, more))
             self._add(wanted)
-            decision = self._test(sparsity, level.results)
+            decision = self._test(sparsity, mine)
         self.decisions.append(decision)
         return decision.verdict
 
-    def reference(self) -> Level:
-        """
-        Train the dense reference.
-
-        :return: It.
-        :raises ValueError: If it diverges, or has learnt nothing that could be kept.
-        """
-        self._add([(self.dense, FIRST_DENSE)])
-        if len(self.dense.returns) < FIRST_DENSE:
+    def _reference(self) -> None:
+        """Train the dense reference, which must learn something that can be kept."""
+        self._add([(0.0, FIRST_DENSE)])
+        dense = _finite(self.results[0.0])
+        if len(dense) < FIRST_DENSE:
             raise ValueError("the dense reference diverges or fails: there is nothing to compare with")
-        mean = sum(self.dense.returns) / len(self.dense.returns)
+        mean = fmean(dense)
         if mean <= self.floor:
             raise ValueError(
                 f"the dense reference's return, {mean:.1f}, is not above a random policy's, {self.floor:.1f}: "
                 "nothing has been learnt that could be kept. Give more --steps"
             )
-        return self.dense
 
     def likeliest(self) -> float | None:
         """
@@ -260,20 +231,18 @@ class Bisection:
             that was tried diverged.
         """
         tried = [decision for decision in self.decisions if not math.isnan(decision.margin)]
-        if not tried:
-            return None
-        enough = [decision for decision in tried if decision.margin >= 0]
-        if enough:
-            return max(decision.sparsity for decision in enough)
-        return max(tried, key=lambda decision: decision.margin).sparsity
+        # What keeps enough by how sparse it is, the rest by how near it comes
+        best = max(tried, key=lambda one: (one.margin >= 0, one.sparsity if one.margin >= 0 else one.margin), default=None)
+        return None if best is None else best.sparsity
 
     def search(self) -> list[float]:
         """
         Bisect.
 
         :return: The sparsities that were accepted, the sparsest first.
+        :raises ValueError: If the dense reference diverges, or has learnt nothing that could be kept.
         """
-        self.reference()
+        self._reference()
         if self._decide(self.most) == ACCEPTED:
             self.bracket = (self.most, self.most)
         while position(self.bracket[1]) - position(self.bracket[0]) > self.precision:

@@ -67,8 +67,8 @@ class Task:
     report_seeds: int = 3
     export_best: str | Path | None = None
 
-    #: Which kind of study it is.
-    kind = ""
+    #: Which kind of study it is, trainings of a trial, and who samples.
+    kind, seeds, sampler = "", 1, ""
 
     def check(self, seeds: int) -> None:
         """
@@ -132,4 +132,4 @@ class KeepQuestion(Task):
     most: float = 0.99
     report_seeds: int = 5
 
-    kind = "keep"
+    kind, seeds, sampler = "keep", 1, "random"

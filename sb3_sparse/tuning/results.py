@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import Any
 
@@ -14,94 +14,127 @@ import yaml
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_sparse.runs.result import COMPLETE, RunResult
+from sb3_sparse.runs.result import COMPLETE, DIVERGED, RunResult
 from sb3_sparse.runs.statistics import mean_interval
 from sb3_sparse.runs.store import Store
-from sb3_sparse.tuning.jobs import REASON, by_job, is_over, outcome, was_killed
-from sb3_sparse.tuning.objectives import OBJECTIVES, RETURN
+from sb3_sparse.tuning.jobs import CONFIGURATION, JOB, REASON, by_job, is_over, was_killed
+from sb3_sparse.tuning.objectives import LATENCY, OBJECTIVES, RETURN
 from sb3_sparse.tuning.pareto import front
 from sb3_sparse.tuning.study import REFERENCE, Subject
 
 #: What is known of a trained configuration besides its return.
 MEASURES = ("sparsity", "flops", "bytes", "parameters", "latency", "dense_flops", "dense_bytes", "dense_parameters", "seconds")
-_STATES = {TrialState.COMPLETE: "complete", TrialState.RUNNING: "running", TrialState.WAITING: "waiting"}
+#: What was reported of a trial, by its number.
+Reports = Mapping[int, Sequence[RunResult]]
 
 
 @dataclass(frozen=True)
-class Tried:
+class Row:
     """
-    A job of a study.
+    A configuration that a study has tried, and what was reported of it.
 
     :param number: Number of its trial.
     :param is_dense: Whether it is the dense reference.
     :param state: ``"complete"``, ``"diverged"``, ``"failed"``, ``"killed"``, ``"running"`` or ``"waiting"``.
     :param reason: Why it failed, if it did.
-    :param mean: Return, if it is complete: the mean over the trainings that choose.
-    :param measures: Everything in :data:`MEASURES`, if it is complete.
+    :param tuned: Return, if it is complete: the mean over the trainings that choose.
+    :param measures: Everything in :data:`MEASURES`, if it is complete: of the trainings that are reported medians, else of
+        those that choose.
     :param parameters: What was sampled.
     :param configuration: The YAML that was trained, once it is known.
-    :param attributes: The trial's.
+    :param returns: One for each training with a reporting seed; empty if there were none.
+    :param n_failed: Such trainings that failed.
+    :param on_front: Whether no other configuration that is reported dominates it by these numbers. One with failed trainings,
+        whose return is that of the others, keeps none without from the front.
+    :param is_awaited: Whether others are reported and this one is not yet: what it was chosen by is no match for theirs.
     """
 
     number: int
     is_dense: bool
     state: str
     reason: str
-    mean: float
+    tuned: float
     measures: dict[str, float]
     parameters: dict[str, Any]
     configuration: str
-    attributes: dict[str, Any] = field(repr=False)
+    returns: tuple[float, ...] = ()
+    n_failed: int = 0
+    on_front: bool = True
+    is_awaited: bool = False
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """The configuration."""
+        (section,) = yaml.safe_load(self.configuration).values()
+        return section
+
+    @property
+    def mean(self) -> float:
+        """Mean return over the reporting seeds; without any, the one that chose it."""
+        return fmean(self.returns) if self.returns else self.tuned
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """
+        Give the mean's interval.
+
+        :param confidence: Coverage.
+        :return: Ends of the mean's interval, NaN with fewer than two reporting seeds.
+        """
+        return mean_interval(self.returns, confidence)[1:] if self.returns else (math.nan, math.nan)
 
 
-def _tried(trials: Sequence[FrozenTrial]) -> Tried:
-    trial = outcome(trials)
-    attributes, reason = trial.user_attrs, str(trial.user_attrs.get(REASON, ""))
-    if trial.state in _STATES:
-        state = _STATES[trial.state]
-    elif was_killed(trial):
-        # Waiting for another attempt, or not
-        state, reason = "killed", f"its driver vanished {len(trials)} times" if is_over(trials) else "its driver vanished"
-    else:
-        state = "diverged" if reason.startswith("diverged") else "failed"
-    complete = state == "complete"
-    return Tried(
-        number=trial.number,
-        is_dense=bool(attributes.get(REFERENCE)),
-        state=state,
-        reason=" ".join(reason.split()),
-        mean=attributes[RETURN] if complete else math.nan,
-        measures={name: attributes[name] for name in MEASURES} if complete else {},
-        parameters=dict(trial.params),
-        configuration=attributes.get("configuration", ""),
-        attributes=dict(attributes),
-    )
-
-
-def tried(study: optuna.Study) -> list[Tried]:
+def tried(study: optuna.Study) -> list[Row]:
     """
     List what a study has tried.
 
     :param study: A study.
     :return: All its jobs, in order.
     """
-    return sorted((_tried(trials) for trials in by_job(study.get_trials(deepcopy=False)).values()), key=lambda row: row.number)
+    jobs = by_job(study.get_trials(deepcopy=False)).values()
+    return sorted(map(_row, jobs), key=lambda row: row.number)
 
 
-def minimised(subject: Subject, mean: float, measures: dict[str, float]) -> tuple[float, ...]:
+def _row(trials: Sequence[FrozenTrial]) -> Row:
+    trial = trials[-1]
+    attributes, state = trial.user_attrs, trial.state.name.lower()
+    reason = " ".join(str(attributes.get(REASON, "")).split())
+    if was_killed(trial):
+        state, reason = "killed", f"its driver vanished{f' {len(trials)} times' * is_over(trials)}"
+    elif trial.state == TrialState.FAIL:
+        state = DIVERGED if reason.startswith(DIVERGED) else "failed"
+    complete = trial.state == TrialState.COMPLETE
+    return Row(
+        number=trial.number,
+        is_dense=attributes[JOB] == REFERENCE,
+        state=state,
+        reason=reason,
+        tuned=attributes[RETURN] if complete else math.nan,
+        measures={name: attributes[name] for name in MEASURES} if complete else {},
+        parameters=dict(trial.params),
+        configuration=attributes.get(CONFIGURATION, ""),
+    )
+
+
+def known(result: RunResult) -> dict[str, float]:
     """
-    Turn objectives so that less is better.
+    Everything in :data:`MEASURES` of a training.
 
-    :param subject: What the study is about.
-    :param mean: Return.
-    :param measures: All others.
-    :return: The study's objectives, each so that less is better.
+    :param result: What came of it.
+    :return: By name, NaN where nothing is known.
     """
-    values = {**measures, RETURN: mean}
-    return tuple(-values[name] if OBJECTIVES[name].maximize else values[name] for name in subject.objectives)
+    return {**{name: result.costs.get(name, math.nan) for name in MEASURES}, "seconds": result.seconds}
 
 
-def tuning_front(subject: Subject, rows: Sequence[Tried]) -> list[Tried]:
+def _front(subject: Subject, rows: Sequence[Row]) -> list[Row]:
+    """The rows that no other dominates by its mean and its measures."""
+    points = []
+    for row in rows:
+        values = {**row.measures, RETURN: row.mean}
+        points.append([-values[name] if OBJECTIVES[name].maximize else values[name] for name in subject.objectives])
+    return [rows[index] for index in front(points)]
+
+
+def tuning_front(subject: Subject, rows: Sequence[Row]) -> list[Row]:
     """
     Find the front by the trainings that choose.
 
@@ -109,68 +142,11 @@ def tuning_front(subject: Subject, rows: Sequence[Tried]) -> list[Tried]:
     :param rows: Its jobs.
     :return: Those that no other dominates by the trainings that choose, cheapest first.
     """
-    complete = [row for row in rows if row.state == "complete"]
-    best = [complete[index] for index in front([minimised(subject, row.mean, row.measures) for row in complete])]
+    best = _front(subject, [row for row in rows if row.state == "complete"])
     return sorted(best, key=lambda row: row.measures[subject.objectives[1]])
 
 
-@dataclass(frozen=True)
-class Point:
-    """
-    A configuration of the front, or the dense reference.
-
-    :param row: The trial that found it.
-    :param returns: One for each training with a reporting seed; empty if there were none.
-    :param n_failed: Such trainings that failed.
-    :param measures: Of these trainings: medians; of the trial if there were none.
-    :param on_front: Whether no other configuration that is reported dominates it by these numbers. One with failed trainings,
-        whose return is that of the others, keeps none without from the front.
-    :param is_awaited: Whether others are reported and this one is not yet: what it was chosen by is no match for theirs.
-    """
-
-    row: Tried
-    returns: tuple[float, ...]
-    n_failed: int
-    measures: dict[str, float]
-    on_front: bool = True
-    is_awaited: bool = False
-
-    @property
-    def is_reported(self) -> bool:
-        """Whether a training with a reporting seed has ended."""
-        return bool(self.returns or self.n_failed)
-
-    @property
-    def mean(self) -> float:
-        """Mean return over the reporting seeds; without any, the one that chose it."""
-        return fmean(self.returns) if self.returns else self.row.mean
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """
-        Give the mean's interval.
-
-        :param confidence: Coverage.
-        :return: Ends of the mean's interval, NaN with fewer than two seeds.
-        """
-        return mean_interval(self.returns, confidence)[1:] if self.returns else (math.nan, math.nan)
-
-
-#: What was reported of a trial, by its number.
-Reports = Mapping[int, Sequence[RunResult]]
-
-
-def section_of(subject: Subject, row: Tried) -> dict[str, Any]:
-    """
-    Read what a trial trained.
-
-    :param subject: What the study is about.
-    :param row: The trial.
-    :return: Its configuration.
-    """
-    return yaml.safe_load(row.configuration)[subject.env]
-
-
-def reports(subject: Subject, rows: Sequence[Tried], store: Store, n_seeds: int) -> dict[int, list[RunResult]]:
+def reports(subject: Subject, rows: Sequence[Row], store: Store, n_seeds: int) -> dict[int, list[RunResult]]:
     """
     Find what was reported, now and earlier.
 
@@ -182,19 +158,18 @@ def reports(subject: Subject, rows: Sequence[Tried], store: Store, n_seeds: int)
     """
     found: dict[int, list[RunResult]] = {}
     for row in rows:
-        index, mine = 0, []
+        index = 0
         while row.state == "complete":
-            result = store.get(subject.reports(section_of(subject, row), index + 1)[-1])
-            if result is None and index >= n_seeds:
+            result = store.get(subject.reports(row.section, index + 1)[-1])
+            if result is not None:
+                found.setdefault(row.number, []).append(result)
+            elif index >= n_seeds:
                 break
-            mine += [] if result is None else [result]
             index += 1
-        if mine:
-            found[row.number] = mine
     return found
 
 
-def reported_rows(subject: Subject, rows: Sequence[Tried], again: Reports) -> list[Tried]:
+def reported_rows(subject: Subject, rows: Sequence[Row], again: Reports) -> list[Row]:
     """
     Which trials a report shows: the front, the dense reference, and what was reported earlier.
 
@@ -208,9 +183,7 @@ def reported_rows(subject: Subject, rows: Sequence[Tried], again: Reports) -> li
     return list(chosen.values())
 
 
-def points(
-    subject: Subject, rows: Sequence[Tried], again: Reports, latencies: Mapping[int, float] | None = None
-) -> list[Point]:
+def points(subject: Subject, rows: Sequence[Row], again: Reports, latencies: Mapping[int, float] | None = None) -> list[Row]:
     """
     The front and the dense reference, as they are reported.
 
@@ -221,35 +194,21 @@ def points(
     :return: Cheapest first, with all that was reported earlier. Not on the front are a configuration whose trainings all
         failed and, where there is a report, one that is not in it yet.
     """
-    found: list[Point] = []
+    found: list[Row] = []
     for row in reported_rows(subject, rows, again):
         mine = again.get(row.number, [])
         good = [other for other in mine if other.state == COMPLETE]
-        measures = {name: median(known(other)[name] for other in good) for name in MEASURES} if good else dict(row.measures)
+        measures = {name: median(known(other)[name] for other in good) for name in MEASURES} if good else row.measures
         if latencies is not None and row.number in latencies:
-            measures["latency"] = latencies[row.number]
+            measures = {**measures, LATENCY: latencies[row.number]}
+        returns = tuple(other.mean for other in good)
         is_awaited = bool(again) and not mine
-        stands = bool(good) or not again
-        found.append(Point(row, tuple(other.mean for other in good), len(mine) - len(good), measures, stands, is_awaited))
-    standing = [point for point in found if point.on_front]
-    sound = [point for point in standing if not point.n_failed]
-    kept = {
-        id(some[index])
-        for some in (standing, sound)
-        for index in front([minimised(subject, point.mean, point.measures) for point in some])
-    }
-    found = [replace(point, on_front=id(point) in kept) for point in found]
-    return sorted(found, key=lambda point: (point.measures[subject.objectives[1]], point.row.number))
-
-
-def known(result: RunResult) -> dict[str, float]:
-    """
-    Everything in :data:`MEASURES` of a training.
-
-    :param result: A complete result.
-    :return: By name.
-    """
-    return {**{name: result.costs.get(name, math.nan) for name in MEASURES}, "seconds": result.seconds}
+        found.append(replace(row, measures=measures, returns=returns, n_failed=len(mine) - len(good), is_awaited=is_awaited))
+    standing = [row for row in found if row.returns or not again]
+    sound = [row for row in standing if not row.n_failed]
+    kept = {row.number for some in (standing, sound) for row in _front(subject, some)}
+    found = [replace(row, on_front=row.number in kept) for row in found]
+    return sorted(found, key=lambda row: (row.measures[subject.objectives[1]], row.number))
 
 
 def importances(study: optuna.Study, subject: Subject) -> dict[str, dict[str, float]]:

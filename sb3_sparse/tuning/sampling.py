@@ -16,7 +16,6 @@ from optuna.samplers import BaseSampler, GPSampler, PartialFixedSampler, RandomS
 from optuna.trial import Trial, TrialState
 
 from sb3_sparse.tuning.draft import Draft
-from sb3_sparse.tuning.jobs import PARAMETERS
 from sb3_sparse.tuning.spaces import sample
 from sb3_sparse.tuning.study import Subject
 from sb3_sparse.utils.checks import require_choice
@@ -67,24 +66,26 @@ def sample_section(trial: Trial, subject: Subject) -> dict[str, Any]:
     return draft.written()
 
 
-def sample_next(study: optuna.Study, trial: Trial, subject: Subject) -> dict[str, Any]:
+def sample_next(study: optuna.Study, trial: Trial, subject: Subject, index: int) -> dict[str, Any]:
     """
     Let a sampler choose, and record what it chose.
 
     :param study: The study; its sampler is replaced.
-    :param trial: A trial of it that belongs to this process. Its ``index`` seeds the sampler: neither a study that is
-        interrupted nor one that several processes share tries the same twice. Parameters that it was given stay.
+    :param trial: A trial of it that belongs to this process. What was sampled for it already stays.
     :param subject: What the study is about.
+    :param index: Which of the samples it is. This seeds the sampler: neither a study that is interrupted nor one that several
+        processes share tries the same twice.
     :return: The configuration.
     """
-    seed = (1_000_003 * subject.seed + trial.user_attrs["index"]) % 2**32  # NumPy's seeds
+    seed = (1_000_003 * subject.seed + index) % 2**32  # NumPy's seeds
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         # A copy of the study in memory, with what the sampler shall know
         copy = optuna.create_study(directions=study.directions, sampler=SAMPLERS[subject.sampler](seed))
         known = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.RUNNING))
         copy.add_trials([other for other in known if other.params and other.number != trial.number])
-        copy.enqueue_trial(trial.user_attrs.get(PARAMETERS, {}))
+        # Earlier versions wrote down beside a trial what it repeats
+        copy.enqueue_trial({**trial.user_attrs.get("given_parameters", {}), **trial.params})
         chosen = copy.ask()
         sample_section(chosen, subject)
         study.sampler = PartialFixedSampler(chosen.params, RandomSampler(seed=seed))

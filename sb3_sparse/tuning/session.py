@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import uuid
@@ -14,7 +13,6 @@ from typing import Any
 
 import optuna
 from gymnasium import spaces
-from optuna.storages import BaseStorage
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_sparse.runs.driver import Driver
@@ -26,55 +24,45 @@ from sb3_sparse.runs.store import Store, locked
 from sb3_sparse.runs.training import check_trainable, random_return
 from sb3_sparse.tuning.configuration import dense, load_section
 from sb3_sparse.tuning.earlier import import_reports
+from sb3_sparse.tuning.jobs import Jobs
+from sb3_sparse.tuning.objectives import RETURN
 from sb3_sparse.tuning.questions import Place, Task
-from sb3_sparse.tuning.sampling import check_sampler, sample_section
+from sb3_sparse.tuning.sampling import sample_section
 from sb3_sparse.tuning.search import Search, Shared
-from sb3_sparse.tuning.spaces import check_configuration
 from sb3_sparse.tuning.storage import file_of, open_storage
-from sb3_sparse.tuning.study import Subject, check_same, load_study, open_study, search_jobs
+from sb3_sparse.tuning.study import REPORT_SUFFIX, Subject, open_study
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.utils.files import make_folder, write_text
 
-REPORT_SUFFIX = "-report"
 #: Samples of a search that are looked at before a study is refused.
 _SAMPLES = 20
 
 
 def make_subject(
-    task: Task, *, objectives: Sequence[str], search: Sequence[str] = (), seeds: int = 1, sampler: str = "random"
+    task: Task, check: Callable[[dict[str, Any]], object], *, objectives: Sequence[str] = (RETURN,), search: Sequence[str] = ()
 ) -> Subject:
     """
     Check what a study shall be about, up to making the models of its reference and of a first sample. Nothing is written.
 
-    :param task: What is asked.
+    :param task: What is asked, its numbers checked.
+    :param check: Given the configuration before any model is made: raises if it will not do.
     :param objectives: Checked names.
     :param search: Checked names.
-    :param seeds: Trainings of a trial.
-    :param sampler: Name of the sampler.
     :return: The subject.
     :raises ValueError: For everything that will not do.
     """
-    require_integer("--seeds", seeds, low=1, high=100)
-    check_sampler(sampler)
     algo, env = task.algo, task.env
     section = load_section(
         algo, env, method=task.method, conf_file=task.conf_file, steps=task.steps, parameters=task.parameters
     )
+    check(section)
     subject = Subject(
-        kind=task.kind,
-        algo=algo,
-        env=env,
+        **{name: getattr(task, name) for name in ("kind", "algo", "env", "episodes", "seed", "seeds", "sampler")},
         objectives=tuple(objectives),
         search=tuple(search),
         section=section,
         n_inputs=None,
-        episodes=task.episodes,
-        seed=task.seed,
-        seeds=seeds,
-        sampler=sampler,
     )
-    if search:
-        check_configuration(search, algo, section)
     with tempfile.TemporaryDirectory() as folder:
         seen = check_trainable(algo, env, dense(section, algo), Path(folder))
         if isinstance(seen, spaces.Box) and not is_image_space(seen):
@@ -113,61 +101,28 @@ class Session:
 
     def __init__(self, subject: Subject, task: Task, place: Place) -> None:
         require_integer("--workers", place.workers, low=1)
-        self.subject, self.place, self.name = subject, place, place.study_name or task.name
+        self.subject, self.name = subject, place.study_name or task.name
         self.folder = (place.folder or Path("tune") / task.name).absolute()
         if place.storage is None:
             make_folder("--output", self.folder)
-        # What is asked in one line needs no study, unless several machines share its trainings, or an earlier version made one
         journal = self.folder / "study.log"
         default = str(journal) if journal.is_file() else f"sqlite:///{self.folder / 'study.db'}"
-        self.address = place.storage or (default if subject.kind == "search" or journal.is_file() else None)
-        self.storage: BaseStorage | None = None
-        self._study: optuna.Study | None = None
-        self._locks = ExitStack()
-        #: This driver's name, where others share the study.
-        self.driver_name: str | None = None
-        try:
-            self._open()
-        except BaseException:
-            self._locks.close()
-            raise
-
-    def _open(self) -> None:
-        subject, place = self.subject, self.place
-        file = None
-        if self.address is not None:
-            file = file_of(self.address)
+        address = place.storage or default
+        file = file_of(address)
+        with ExitStack() as stack:
             if file is not None and file.parent.is_dir():
-                self._locks.enter_context(locked(file.with_name(f"{file.name}.driver"), str(file)))
-            self.storage = open_storage(self.address)
-            if self.is_shared or subject.kind == "search" or load_study(self.storage, self.name) is not None:
-                self._study = open_study(self.storage, self.name, subject, resume=place.resume)
-        make_folder("--output", self.folder)
-        if self._study is None:
-            self._open_question()
-        if self.is_shared:
-            self.driver_name = self._own_name()
-        self.store = Store(place.runs or self.folder / "runs", "--runs")
-        if self.storage is not None and file is not None:
-            for name in (self.name, self.name + REPORT_SUFFIX):
-                import_reports(self.storage, name, subject, self.store)
-        engine = LocalEngine(place.workers, self.folder / "workers.log", place.gym_packages)
-        self.driver = Driver(self.store, engine, retry=place.retry)
-
-    def _open_question(self) -> None:
-        """As a study: what it is about is written down, and it must be about the same when somebody goes on with it."""
-        file = self.folder / f"{self.name}.json"
-        if not file.is_file():
-            write_text(file, json.dumps(self.subject.to_json(), indent=1) + "\n")
-        elif not self.place.resume:
-            raise ValueError(
-                f"there is a question {self.name!r} already, {file}: give --resume to go on with it, or another -o"
-            )
-        try:
-            found = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} cannot be read: {error}. Remove it to ask anew") from error
-        check_same(found, self.name, self.subject)
+                stack.enter_context(locked(file.with_name(f"{file.name}.driver"), str(file)))
+            self.storage = open_storage(address)
+            self.study = open_study(self.storage, self.name, subject, resume=place.resume)
+            make_folder("--output", self.folder)
+            #: This driver's name, where others of other machines share the study: those of a server.
+            self.driver_name = self._own_name() if file is None else None
+            self.store = Store(place.runs or self.folder / "runs", "--runs")
+            if file is not None:
+                import_reports(self.storage, self.name, subject, self.store)
+            engine = LocalEngine(place.workers, self.folder / "workers.log", place.gym_packages)
+            self.driver = Driver(self.store, engine, retry=place.retry)
+            self._stack = stack.pop_all()
 
     def _own_name(self) -> str:
         """The same after this driver was stopped and is started again in its folder."""
@@ -176,26 +131,14 @@ class Session:
             write_text(file, uuid.uuid4().hex)
         return file.read_text()
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether drivers of other machines work on the same study: those of a server."""
-        return self.address is not None and file_of(self.address) is None
-
-    @property
-    def study(self) -> optuna.Study:
-        """Optuna's study."""
-        assert self._study is not None
-        return self._study
-
     def __enter__(self) -> Session:
-        self.driver.__enter__()
+        with self._stack as stack:
+            stack.enter_context(self.driver)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.driver.__exit__()
-        finally:
-            self._locks.close()
+        self._stack.close()
 
     def search(self, n_trials: int, extra: Callable[[], str]) -> None:
         """
@@ -204,14 +147,7 @@ class Session:
         :param n_trials: How many, the dense reference not counted.
         :param extra: Gives what a line of progress ends with.
         """
-        assert self.storage is not None
-        jobs = search_jobs(n_trials)
-        plan = Search(self.study, self.storage, self.subject, jobs, self.driver_name)
-        try:
-            self._watched("search", len(jobs), plan.counts, extra)
-            self.driver.work(plan)
-        finally:
-            plan.close()
+        self._work(Search(self.study, self.storage, self.subject, n_trials, self.driver_name), "search", extra)
 
     def run(self, specs: Sequence[RunSpec], title: str) -> list[RunResult]:
         """
@@ -221,38 +157,31 @@ class Session:
         :param title: Of the lines that say how far it is.
         :return: Their results.
         """
-        if not self.is_shared:
-            missing = [spec for spec in specs if self.store.get(spec) is None]
-            self._watched(title, len(missing))
+        if self.driver_name is None:
+            n_missing = sum(self.store.get(spec) is None for spec in specs)
+            self.driver.watch = Progress(title, n_missing, len(self.driver.trained))
             return self.driver.run(specs)
-        assert self.storage is not None
         report = replace(self.subject, kind="report")
         study = open_study(self.storage, self.name + REPORT_SUFFIX, report, resume=True)
-        plan = Shared(study, self.storage, self.subject, specs, str(self.driver_name), self.driver)
+        plan = Shared(study, self.storage, self.subject, specs, self.driver_name)
+        self._work(plan, title)
+        return plan.results(self.store)
+
+    def _work(self, plan: Jobs, title: str, extra: Callable[[], str] = lambda: "") -> None:
+        self.driver.watch = Progress(title, len(plan.names), len(self.driver.trained), plan.counts, extra)
         try:
-            self._watched(title, len(specs), lambda: (len(plan.results), 0))
+            plan.look(retry=self.driver.retry)
             self.driver.work(plan)
         finally:
             plan.close()
-        return [plan.results[spec.key] for spec in specs]
 
-    def _watched(
-        self,
-        title: str,
-        total: int,
-        counts: Callable[[], tuple[int, int]] | None = None,
-        extra: Callable[[], str] = lambda: "",
-    ) -> None:
-        self.driver.watch = Progress(title, total, len(self.driver.trained), counts, extra)
-
-    def random_return(self, seeds: range) -> float:
+    def random_return(self, *, report: bool = False) -> float:
         """
         Play without a policy.
 
-        :param seeds: Of the episodes.
+        :param report: Whether the episodes are those that are reported.
         :return: Return of a policy that acts at random, in the same environment.
         """
-        subject = self.subject
+        spec = self.subject.run(dense(self.subject.section, self.subject.algo), 0, report=report)
         with tempfile.TemporaryDirectory() as folder:
-            section: dict[str, Any] = dense(subject.section, subject.algo)
-            return random_return(subject.algo, subject.env, section, seeds, Path(folder))
+            return random_return(spec.algo, spec.env, spec.section, spec.episode_seeds, Path(folder))

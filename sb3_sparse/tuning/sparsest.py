@@ -13,13 +13,11 @@ from statistics import median
 from typing import Any
 
 from sb3_sparse.runs.result import COMPLETE, DIVERGED, RunResult
-from sb3_sparse.runs.spec import RunSpec
 from sb3_sparse.runs.statistics import FEW_SEEDS, mean_interval, ratio_interval, seeds_without_spread
 from sb3_sparse.runs.tables import interval, to_csv
 from sb3_sparse.runs.training import check_trainable
-from sb3_sparse.tuning.configuration import dense, load_section, with_sparsity
-from sb3_sparse.tuning.export import export_answer
-from sb3_sparse.tuning.files import as_yaml
+from sb3_sparse.tuning.configuration import dense, with_sparsity
+from sb3_sparse.tuning.export import write_configurations
 from sb3_sparse.tuning.keep import (
     ACCEPTED,
     FIRST,
@@ -34,9 +32,11 @@ from sb3_sparse.tuning.keep import (
 from sb3_sparse.tuning.questions import KeepQuestion, Place
 from sb3_sparse.tuning.results import MEASURES, known
 from sb3_sparse.tuning.session import Session, make_subject
-from sb3_sparse.tuning.study import REPORT_EPISODES, REPORT_SEED, TUNING_EPISODES, Subject
+from sb3_sparse.tuning.study import REPORT_SEED, Subject
+from sb3_sparse.tuning.tables import training_row
 from sb3_sparse.utils.checks import require_integer, require_positive
 from sb3_sparse.utils.files import make_folder, write_text
+from sb3_sparse.zoo.sections import as_yaml
 
 
 @dataclass(frozen=True)
@@ -86,40 +86,28 @@ class Kept:
     files: list[Path]
 
 
-class _Trainer:
-    """Trains sparsities with seeds, and with the reporting seeds."""
+class _Trainings:
+    """Of sparsities (0 for the dense reference), by numbers of seeds: those that choose, and those that are reported."""
 
     def __init__(self, session: Session) -> None:
-        self.session = session
+        self.session, self.subject = session, session.subject
         #: By whether it is reported, sparsity and number of the seed.
         self.results: dict[tuple[bool, float, int], RunResult] = {}
 
     def section(self, sparsity: float) -> dict[str, Any]:
-        """
-        Make the configuration of a sparsity.
-
-        :param sparsity: 0 for the dense reference.
-        :return: What is trained.
-        """
-        subject = self.session.subject
+        """What is trained."""
+        subject = self.subject
         return with_sparsity(subject.section, subject.algo, sparsity) if sparsity else dense(subject.section, subject.algo)
-
-    def _spec(self, sparsity: float, index: int, report: bool) -> RunSpec:
-        subject = self.session.subject
-        seed = REPORT_SEED + index if report else subject.seed + index
-        return subject.run(self.section(sparsity), seed, report=report)
 
     def run(self, wanted: Sequence[tuple[float, int]], *, report: bool = False) -> list[float]:
         """
         Train sparsities with seeds.
 
-        :param wanted: Sparsities and numbers of seeds.
-        :param report: Whether the seeds are those that are reported.
         :return: Returns, NaN where a training diverged.
         :raises ChildProcessError: If a training failed by anything else: that says nothing about its sparsity.
         """
-        session = self.session
-        specs = [self._spec(sparsity, index, report) for sparsity, index in wanted]
+        session, first = self.session, REPORT_SEED if report else self.subject.seed
+        specs = [self.subject.run(self.section(sparsity), first + index, report=report) for sparsity, index in wanted]
         title = ("report, " if report else "") + " and ".join(f"{100 * s:g} % sparse" for s in sorted({s for s, _ in wanted}))
         results = session.run(specs, title) if specs else []
         for (sparsity, index), result in zip(wanted, results, strict=True):
@@ -132,58 +120,29 @@ class _Trainer:
                 )
         return [result.mean for result in results]
 
-    def of(self, sparsity: float) -> list[RunResult]:
-        """
-        List the reporting trainings of a sparsity.
-
-        :param sparsity: As asked.
-        :return: Its reporting trainings.
-        """
+    def reported(self, sparsity: float) -> list[RunResult]:
+        """Its trainings with reporting seeds."""
         return [result for (report, asked, _), result in self.results.items() if report and asked == sparsity]
 
-    def returns(self, sparsity: float) -> list[float]:
-        """
-        List the returns of a sparsity.
-
-        :param sparsity: As asked.
-        :return: Of its reporting trainings, NaN where one diverged.
-        """
-        return [result.mean for result in self.of(sparsity)]
-
     def estimate(self, sparsity: float, floor: float) -> Estimate:
-        """
-        Estimate how much a sparsity keeps.
-
-        :param sparsity: One that was trained with the reporting seeds.
-        :param floor: Return of a policy that has learnt nothing.
-        :return: How much it keeps.
-        """
-        others = [value for value in self.returns(0.0) if math.isfinite(value)]
-        mine = with_floor(self.returns(sparsity), floor)
+        """How much it keeps, by the reporting seeds."""
+        others = [result.mean for result in self.reported(0.0) if result.state == COMPLETE]
+        mine = with_floor([result.mean for result in self.reported(sparsity)], floor)
         if not others or not mine:
             return Estimate(sparsity, math.nan, math.nan, math.nan)
         return Estimate(sparsity, *ratio_interval(mine, others, floor=floor))
 
-    def table(self) -> str:
-        """
-        Write every training down.
+    def best_estimate(self, fraction: float, floor: float) -> Estimate:
+        """Of the sparsest that seems to keep enough; else of the one that keeps most."""
+        tried = sorted({asked for (report, asked, _) in self.results if report and asked}, reverse=True)
+        estimates = [self.estimate(sparsity, floor) for sparsity in tried] or [Estimate(0.0, math.nan, math.nan, math.nan)]
+        enough = [estimate for estimate in estimates if estimate.kept >= fraction]
+        return enough[0] if enough else max(estimates, key=lambda one: -math.inf if math.isnan(one.kept) else one.kept)
 
-        :return: Every training as CSV.
-        """
-        nothing = dict.fromkeys(MEASURES, math.nan)
+    def table(self) -> str:
+        """Every training as CSV."""
         return to_csv(
-            [
-                {
-                    "report": report,
-                    "asked": sparsity,
-                    "seed": result.spec.seed,
-                    "state": result.state,
-                    "return": result.mean,
-                    **(known(result) if result.state == COMPLETE else nothing),
-                    "reason": result.reason,
-                }
-                for (report, sparsity, _), result in self.results.items()
-            ]
+            [{"report": report, "asked": asked, **training_row(one)} for (report, asked, _), one in self.results.items()]
         )
 
 
@@ -219,17 +178,7 @@ def _check(question: KeepQuestion) -> Subject:
     require_integer("--report-seeds", question.report_seeds, low=2)
     require_positive("--most", question.most, below=1)
     question.check(max(question.max_seeds, FIRST_DENSE))
-    # Before any model is made, which may fail by what nobody needs to mend
-    section = load_section(
-        question.algo,
-        question.env,
-        method=question.method,
-        conf_file=question.conf_file,
-        steps=question.steps,
-        parameters=question.parameters,
-    )
-    with_sparsity(section, question.algo, question.most)
-    subject = make_subject(question, objectives=["return"])
+    subject = make_subject(question, lambda section: with_sparsity(section, question.algo, question.most))
     _check_range(subject, question.most)
     return subject
 
@@ -254,11 +203,11 @@ def find_sparsest(question: KeepQuestion, place: Place | None = None) -> Kept:
     place = place or Place()
     fraction, n_seeds = question.fraction, question.report_seeds
     with Session(subject, question, place) as session:
-        trainer = _Trainer(session)
+        trainer = _Trainings(session)
         bisection = Bisection(
             trainer.run,
             keep=fraction,
-            floor=session.random_return(range(TUNING_EPISODES, TUNING_EPISODES + question.episodes)),
+            floor=session.random_return(),
             confidence=question.confidence,
             budget=question.trials,
             max_seeds=question.max_seeds,
@@ -268,7 +217,7 @@ def find_sparsest(question: KeepQuestion, place: Place | None = None) -> Kept:
         accepted = bisection.search()
         for decision in bisection.decisions:
             _say(_show(decision, decision.verdict))
-        floor = session.random_return(range(REPORT_EPISODES, REPORT_EPISODES + question.episodes))
+        floor = session.random_return(report=True)
         report = partial(trainer.run, report=True)
         limits = {"keep": fraction, "floor": floor, "confidence": question.confidence}
         confirmations = confirm(report, accepted, n_seeds, **limits)
@@ -279,7 +228,7 @@ def find_sparsest(question: KeepQuestion, place: Place | None = None) -> Kept:
         if not accepted and (candidate := bisection.likeliest()) is not None:
             # Nothing was shown, and what seems is estimated by seeds that have not chosen it
             report([(candidate, index) for index in range(n_seeds)])
-        estimate = _estimate(trainer, confirmations, fraction, floor, shown)
+        estimate = trainer.estimate(confirmations[-1].sparsity, floor) if shown else trainer.best_estimate(fraction, floor)
     line = _line(trainer, estimate, shown, limits, bisection, confirmations)
     files = [write_text(session.folder / "keep.csv", trainer.table())]
     recommended = estimate.sparsity if shown or estimate.kept >= fraction else 0.0
@@ -287,25 +236,17 @@ def find_sparsest(question: KeepQuestion, place: Place | None = None) -> Kept:
     if question.export_best is not None:
         estimated = "An estimate, not shown: what came out" if recommended else "No answer: the dense reference"
         title = "The answer" if shown else estimated
-        files.append(export_answer(subject, Path(question.export_best), session.name, title, line, configuration))
+        exported = {f"{subject.algo}.yml": (title, [line], configuration)}
+        files += write_configurations(subject, Path(question.export_best), session.name, exported)
     answer = estimate.sparsity if shown else 0.0
     return Kept(line, answer, estimate, bisection.decisions, confirmations, configuration, files)
 
 
-def _estimate(trainer: _Trainer, confirmations: Sequence[Decision], fraction: float, floor: float, shown: bool) -> Estimate:
-    """Of what was shown; else of the sparsest that seems to keep enough, or of the one that keeps most."""
-    if shown:
-        return trainer.estimate(confirmations[-1].sparsity, floor)
-    tried = sorted({asked for (report, asked, _) in trainer.results if report and asked}, reverse=True)
-    estimates = [trainer.estimate(sparsity, floor) for sparsity in tried]
-    enough = [estimate for estimate in estimates if estimate.kept >= fraction]
-    known_ones = [estimate for estimate in estimates if not math.isnan(estimate.kept)]
-    if enough or known_ones:
-        return enough[0] if enough else max(known_ones, key=lambda estimate: estimate.kept)
-    return Estimate(tried[0] if tried else 0.0, math.nan, math.nan, math.nan)
-
-
-def _mean(returns: Sequence[float], n_diverged: int) -> str:
+def _mean(results: Sequence[RunResult], floor: float | None = None) -> str:
+    """Of trainings; those that diverged count as a floor, if there is one."""
+    finite = [result.mean for result in results if result.state == COMPLETE]
+    n_diverged = len(results) - len(finite)
+    returns = finite if floor is None else with_floor([result.mean for result in results], floor)
     if not returns:
         return "diverged"
     mean, low, high = mean_interval(returns)
@@ -332,19 +273,17 @@ def _why_none(bisection: Bisection, confirmations: Sequence[Decision], fraction:
 
 
 def _line(
-    trainer: _Trainer,
+    trainer: _Trainings,
     estimate: Estimate,
     shown: bool,
     limits: Mapping[str, float],
     bisection: Bisection,
     confirmations: Sequence[Decision],
 ) -> str:
-    subject, floor = trainer.session.subject, limits["floor"]
+    subject, floor, mine = trainer.subject, limits["floor"], trainer.reported(estimate.sparsity) if estimate.sparsity else []
     where = f"{subject.algo} on {subject.env}, {subject.section['n_timesteps']:,} steps"
-    reference, mine = trainer.returns(0.0), trainer.returns(estimate.sparsity)
     # As they were tested: what diverged counts as random, but does not make the reference worse
-    finite = [value for value in reference if math.isfinite(value)]
-    of_dense = f"dense {_mean(finite, len(reference) - len(finite))}, random {floor:.1f}"
+    of_dense = f"dense {_mean(trainer.reported(0.0))}, random {floor:.1f}"
     claim = f"to keep {100 * limits['keep']:g} % at {100 * limits['confidence']:g} % confidence"
     notes = [] if shown else _why_none(bisection, confirmations, limits["keep"], limits["confidence"])
     if bisection.is_cut_short:
@@ -353,17 +292,17 @@ def _line(
     elif shown and estimate.sparsity == bisection.most:
         notes.append("sparser was not tried")
     rest = "".join(f"; {note}" for note in notes)
-    verdict = f"shown {claim}" if shown else f"an estimate, no sparsity was shown {claim}"
-    rows = [result for result in trainer.of(estimate.sparsity) if result.state == COMPLETE] if estimate.sparsity else []
-    if not rows:
+    complete = [known(result) for result in mine if result.state == COMPLETE]
+    if not complete:
         asked = f"{100 * estimate.sparsity:g} % sparse diverges" if estimate.sparsity else "no sparsity could be estimated"
         return f"{where}: {asked}: no sparsity was shown {claim} ({of_dense}){rest}"
-    costs = {name: median(known(row)[name] for row in rows) for name in MEASURES}
+    costs = {name: median(one[name] for one in complete) for name in MEASURES}
     return (
-        f"{where}: {100 * costs['sparsity']:.1f} % sparse keeps {estimate} of what dense has learnt, {verdict}: "
+        f"{where}: {100 * costs['sparsity']:.1f} % sparse keeps {estimate} of what dense has learnt, "
+        f"{'shown' if shown else 'an estimate, no sparsity was shown'} {claim}: "
         f"{costs['flops']:,.0f} FLOPs ({costs['dense_flops'] / costs['flops']:.1f}x fewer), "
         f"{costs['bytes']:,.0f} bytes ({costs['dense_bytes'] / costs['bytes']:.1f}x fewer), "
-        f"return {_mean(with_floor(mine, floor), sum(map(math.isnan, mine)))}; {of_dense}{rest}"
+        f"return {_mean(mine, floor)}; {of_dense}{rest}"
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import os
 import time
 import warnings
@@ -16,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, IntegrityError, NoSuchModuleError, ProgrammingError
 
@@ -32,43 +31,19 @@ _CONNECT_TIMEOUT, _LOCK_TIMEOUT = 10, 30
 _CONNECT_PAUSE = 3
 
 
-class WholeLineBackend(JournalFileBackend):
+def _mend(file: Path) -> None:
     """
-    Optuna's journal file, safe against a process that is killed in the middle of a line: Optuna appends to the torn line, and
-    no process can read the journal any more. Here the torn line, an operation that nobody knows to be done, is cut off first.
+    Cut off the line in which a process was killed, an operation that nobody knows to be done: Optuna would append to it, and
+    no process could read the journal any more.
     """
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """
-        Append operations.
-
-        :param logs: Operations, a line each.
-        """
-        lock, file = self._lock, Path(self._file_path)
-        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+    data = file.read_bytes() if file.is_file() else b""
+    if data.startswith(b'{"op_code"') and not data.endswith(b"\n"):
+        lock = JournalFileSymlinkLock(str(file))
         lock.acquire()
         try:
-            with file.open("rb+") as stream:
-                stream.truncate(_whole_lines(stream))
-                stream.seek(0, os.SEEK_END)
-                stream.write(lines.encode())
-                stream.flush()
-                os.fsync(stream.fileno())
+            os.truncate(file, file.read_bytes().rfind(b"\n") + 1)
         finally:
             lock.release()
-
-
-def _whole_lines(stream: Any) -> int:
-    """Length of a file up to its last line end."""
-    size = end = stream.seek(0, os.SEEK_END)
-    while end > 0:
-        start = max(end - 4096, 0)
-        stream.seek(start)
-        found = stream.read(end - start).rfind(b"\n")
-        if found >= 0:
-            return start + found + 1
-        end = start
-    return min(end, size)
 
 
 def is_url(storage: str) -> bool:
@@ -139,7 +114,8 @@ def _open_journal(path: Path) -> JournalStorage:
             raise ValueError(f"`--storage` {path} cannot be written: no permission for {place}")
     try:
         # The journal's lock is a link to this name: a relative one would lead nowhere from another folder
-        return JournalStorage(WholeLineBackend(str(path.absolute())))
+        _mend(path.absolute())
+        return JournalStorage(JournalFileBackend(str(path.absolute())))
     except (ValueError, KeyError, TypeError, AssertionError, AttributeError) as error:
         raise ValueError(
             f"`--storage` {path} is not a journal of Optuna ({type(error).__name__}: {error}): give another name"

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import optuna
-from optuna.exceptions import DuplicatedStudyError, ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from sb3_sparse.runs.spec import EPISODE_SEED, RunSpec
-from sb3_sparse.tuning.jobs import Job
 from sb3_sparse.tuning.objectives import OBJECTIVES
 
 #: Under this name a study says what it is about.
@@ -27,6 +25,8 @@ TUNING_EPISODES, REPORT_EPISODES = EPISODE_SEED, 2_000_003
 #: First seed of the trainings that are reported. Those that choose begin at the study's own.
 REPORT_SEED = 1000
 REFERENCE = "dense"
+#: Of the study that drivers on several machines share their reported trainings through.
+REPORT_SUFFIX = "-report"
 
 
 @dataclass(frozen=True)
@@ -90,76 +90,33 @@ class Subject:
         """As JSON values."""
         return json.loads(json.dumps(asdict(self)))
 
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Subject:
-        """
-        Read it again.
-
-        :param values: What :meth:`to_json` gave.
-        :return: The subject.
-        """
-        lists = {"objectives", "search"}
-        arguments: dict[str, Any] = {column.name: values[column.name] for column in fields(cls)}
-        arguments |= {name: tuple(arguments[name]) for name in lists}
-        return cls(**arguments)
-
-
-def subject_of(study: optuna.Study) -> Subject:
-    """
-    Read what a study is about.
-
-    :param study: A study that :func:`open_study` made.
-    :return: What it is about.
-    :raises ValueError: If something else made it.
-    """
-    found = study.user_attrs.get(_KEY)
-    if not isinstance(found, dict):
-        raise ValueError(
-            f"the study {study.study_name!r} was not made by sb3-sparse tune: give another --study-name or --storage"
-        )
-    try:
-        return Subject.from_json(found)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"the study {study.study_name!r} was made by another version of sb3-sparse: {error!r}") from error
-
-
-def load_study(storage: BaseStorage, name: str) -> optuna.Study | None:
-    """
-    Load a study.
-
-    :param storage: A storage.
-    :param name: Name of a study.
-    :return: The study, None if there is none.
-    """
-    try:
-        return optuna.load_study(study_name=name, storage=storage)
-    except KeyError:
-        return None
-
 
 def _present(value: Any) -> str:
     """A value as text in which policies have the addresses of today: those of earlier versions' presets mean the same."""
     return json.dumps(value, sort_keys=True).replace("sb3_sparse.policies.Sparse", "sb3_sparse.Sparse")
 
 
-def check_same(found: Mapping[str, Any], name: str, subject: Subject) -> None:
+def check_same(study: optuna.Study, subject: Subject) -> None:
     """
     See that somebody goes on with what was begun.
 
-    :param found: What a study is about, as :meth:`Subject.to_json` gave it.
-    :param name: Name of the study.
+    :param study: A study.
     :param subject: What shall be done.
     :raises ValueError: If the study is about something else; the message says where they differ.
     """
-    wanted = subject.to_json()
+    found = study.user_attrs.get(_KEY)
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"the study {study.study_name!r} was not made by sb3-sparse tune: give another --study-name or --storage"
+        )
     differences = [
         f"`{key}` {found.get(key)!r}, not {value!r}"
-        for key, value in wanted.items()
+        for key, value in subject.to_json().items()
         if _present(found.get(key)) != _present(value)
     ]
     if differences:
         raise ValueError(
-            f"the study {name!r} is about something else and cannot be resumed with this: it has "
+            f"the study {study.study_name!r} is about something else and cannot be resumed with this: it has "
             f"{'; '.join(differences)}. Give another --study-name, or the same arguments as before"
         )
 
@@ -179,17 +136,10 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
         StudyDirection.MAXIMIZE if OBJECTIVES[objective].maximize else StudyDirection.MINIMIZE
         for objective in subject.objectives
     ]
-    study = load_study(storage, name)
-    if study is None:
-        try:
-            study = optuna.create_study(study_name=name, storage=storage, directions=directions)
-        except DuplicatedStudyError:  # Another process was faster
-            study = optuna.load_study(study_name=name, storage=storage)
-    elif not resume:
-        raise ValueError(
-            f"there is a study {name!r} with {len(study.get_trials(deepcopy=False))} trials already: "
-            "give --resume to go on with it, or another --study-name"
-        )
+    if not resume and name in optuna.get_all_study_names(storage):
+        raise ValueError(f"there is a study {name!r} already: give --resume to go on with it, another --study-name or -o")
+    # Another process may be faster
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions, load_if_exists=True)
     if _KEY not in study.user_attrs and not study.get_trials(deepcopy=False) and study.directions == directions:
         # New, or whoever made it came no further
         with warnings.catch_warnings():
@@ -197,16 +147,5 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
             # For optuna-dashboard
             study.set_metric_names([OBJECTIVES[objective].label for objective in subject.objectives])
         study.set_user_attr(_KEY, subject.to_json())
-    check_same(subject_of(study).to_json(), study.study_name, subject)
+    check_same(study, subject)
     return study
-
-
-def search_jobs(n_trials: int) -> list[Job]:
-    """
-    List what a search tries.
-
-    :param n_trials: Configurations to try, the dense reference not counted.
-    :return: The reference first, then one job for each.
-    """
-    reference = Job(REFERENCE, {REFERENCE: True, "index": 0})
-    return [reference, *(Job(f"search-{index}", {"index": index}) for index in range(1, n_trials + 1))]

@@ -8,27 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from sb3_sparse.runs import tables
-from sb3_sparse.runs.result import COMPLETE
-from sb3_sparse.runs.tables import is_nan
+from sb3_sparse.runs.result import RunResult
 from sb3_sparse.tuning.objectives import OBJECTIVES
-from sb3_sparse.tuning.results import MEASURES, Point, Reports, Tried, known
+from sb3_sparse.tuning.results import MEASURES, Reports, Row, known
 from sb3_sparse.tuning.study import Subject
 from sb3_sparse.utils.markdown import markdown
 
 _PARAMETER = "parameter:"
 
 
-def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """
-    Write a table of this module.
-
-    :param rows: By column.
-    :return: CSV with a header, sampled parameters last.
-    """
-    return tables.to_csv(rows, _PARAMETER)
+def _sampled(row: Row) -> dict[str, Any]:
+    """Columns that come and go, so they stand behind all others."""
+    return {f"{_PARAMETER}{name}": value for name, value in row.parameters.items()}
 
 
-def trial_rows(rows: Sequence[Tried]) -> list[dict[str, Any]]:
+def trial_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """
     Make a table of trials.
 
@@ -40,13 +34,24 @@ def trial_rows(rows: Sequence[Tried]) -> list[dict[str, Any]]:
             "trial": row.number,
             "dense": row.is_dense,
             "state": row.state,
-            "return": row.mean,
+            "return": row.tuned,
             **{name: row.measures.get(name, math.nan) for name in MEASURES},
             "reason": row.reason,
-            **{f"{_PARAMETER}{name}": value for name, value in row.parameters.items()},
+            **_sampled(row),
         }
         for row in rows
     ]
+
+
+def training_row(result: RunResult) -> dict[str, Any]:
+    """
+    Make a row of a training.
+
+    :param result: What came of it.
+    :return: By column.
+    """
+    columns = {"seed": result.spec.seed, "state": result.state, "return": result.mean}
+    return {**columns, **known(result), "reason": result.reason}
 
 
 def report_rows(again: Reports) -> list[dict[str, Any]]:
@@ -56,21 +61,10 @@ def report_rows(again: Reports) -> list[dict[str, Any]]:
     :param again: What was reported, by trial.
     :return: A row for each.
     """
-    return [
-        {
-            "trial": number,
-            "seed": result.spec.seed,
-            "state": result.state,
-            "return": result.mean,
-            **(known(result) if result.state == COMPLETE else dict.fromkeys(MEASURES, math.nan)),
-            "reason": result.reason,
-        }
-        for number, results in again.items()
-        for result in results
-    ]
+    return [{"trial": number, **training_row(result)} for number, results in again.items() for result in results]
 
 
-def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
+def point_rows(points: Sequence[Row]) -> list[dict[str, Any]]:
     """
     Make a table of a front.
 
@@ -82,8 +76,8 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
         low, high = point.interval()
         rows.append(
             {
-                "trial": point.row.number,
-                "dense": point.row.is_dense,
+                "trial": point.number,
+                "dense": point.is_dense,
                 "on_front": point.on_front,
                 "awaited": point.is_awaited,
                 "return": point.mean,
@@ -91,15 +85,15 @@ def point_rows(points: Sequence[Point]) -> list[dict[str, Any]]:
                 "return_high": high,
                 "seeds": len(point.returns),
                 "failed_seeds": point.n_failed,
-                "tuning_return": point.row.mean,
-                **{name: point.measures[name] for name in MEASURES},
-                **{f"{_PARAMETER}{name}": value for name, value in point.row.parameters.items()},
+                "tuning_return": point.tuned,
+                **point.measures,
+                **_sampled(point),
             }
         )
     return rows
 
 
-def to_json(subject: Subject, points: Sequence[Point]) -> str:
+def to_json(subject: Subject, points: Sequence[Row]) -> str:
     """
     Write a front as JSON.
 
@@ -108,55 +102,41 @@ def to_json(subject: Subject, points: Sequence[Point]) -> str:
     :return: Both as JSON, with each point's configuration.
     """
     rows = [
-        {name: None if is_nan(value) else value for name, value in row.items() if not name.startswith(_PARAMETER)}
-        | {"returns": list(point.returns), "sampled": point.row.parameters, "configuration": point.row.configuration}
+        {name: None if tables.is_nan(value) else value for name, value in row.items() if not name.startswith(_PARAMETER)}
+        | {"returns": list(point.returns), "sampled": point.parameters, "configuration": point.configuration}
         for point, row in zip(points, point_rows(points), strict=True)
     ]
     return json.dumps({"study": subject.to_json(), "front": rows}, indent=2) + "\n"
 
 
-def show_parameter(value: Any) -> str:
-    """
-    Shorten a sampled value.
-
-    :param value: A sampled value.
-    :return: It, short.
-    """
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def to_markdown(subject: Subject, points: Sequence[Point]) -> str:
+def to_markdown(points: Sequence[Row]) -> str:
     """
     Write a front as Markdown.
 
-    :param subject: What the study is about.
-    :param points: Its front.
+    :param points: What :func:`sb3_sparse.tuning.results.points` gave.
     :return: A Markdown table, what fell off the front when it was trained again marked so, and what failed.
     """
+    costs = ("flops", "bytes", "parameters", "latency")
+    header = ["configuration", "on front", "sparsity", "return", "95 % interval", "seeds", "tuning return"]
     rows = []
     for point in points:
-        low, high = point.interval()
-        name = "dense" if point.row.is_dense else f"trial {point.row.number}"
-        measures = point.measures
+        sampled = (
+            f"{name} {f'{value:.3g}' if isinstance(value, float) else value}" for name, value in point.parameters.items()
+        )
         rows.append(
             [
-                name,
+                "dense" if point.is_dense else f"trial {point.number}",
                 "yes" if point.on_front else "not reported yet" if point.is_awaited else "no",
-                f"{100 * measures['sparsity']:.1f} %",
+                f"{100 * point.measures['sparsity']:.1f} %",
                 f"{point.mean:.1f}",
-                tables.interval(low, high),
+                tables.interval(*point.interval()),
                 tables.seeds(len(point.returns), point.n_failed),
-                f"{point.row.mean:.1f}",
-                f"{measures['flops']:,.0f}",
-                f"{measures['bytes']:,.0f}",
-                f"{measures['parameters']:,.0f}",
-                f"{measures['latency']:.0f}",
-                ", ".join(f"{name} {show_parameter(value)}" for name, value in point.row.parameters.items()),
+                f"{point.tuned:.1f}",
+                *(f"{point.measures[name]:,.0f}" for name in costs),
+                ", ".join(sampled),
             ]
         )
-    header = ["configuration", "on front", "sparsity", "return", "95 % interval", "seeds", "tuning return"]
-    labels = [OBJECTIVES[name].label for name in ("flops", "bytes", "parameters", "latency")]
-    return markdown([*header, *labels, "sampled"], rows)
+    return markdown([*header, *(OBJECTIVES[name].label for name in costs), "sampled"], rows)
 
 
 def importance_rows(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ several times as long.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch as th
@@ -20,46 +20,32 @@ from sb3_sparse.runs.worker import threads
 from sb3_sparse.utils.files import write_text
 
 
-class Latencies:
+def quiet_latencies(store: Store, file: Path, wanted: Mapping[int, Sequence[RunSpec]]) -> dict[int, float]:
     """
-    Measured latencies, each once, in a file.
+    Measure latencies, each once. No worker may be training meanwhile.
 
     :param store: Where the models lie.
     :param file: JSON file of what was measured.
+    :param wanted: For each trial trainings of its configuration, the model of one of which is measured.
+    :return: Microseconds by trial; one whose models are all on other machines is left out.
     """
-
-    def __init__(self, store: Store, file: Path) -> None:
-        self.store, self.file = store, file
-        try:
-            self.known: dict[str, float] = json.loads(file.read_text())
-        except (OSError, ValueError):
-            self.known = {}
-
-    def measure(self, specs: Iterable[RunSpec]) -> None:
-        """
-        Measure what is not known yet. No worker may be training meanwhile.
-
-        :param specs: Trainings; one whose model is not here (another machine trained it) is left out.
-        """
-        missing = {spec.key: spec for spec in specs if spec.key not in self.known}
-        before = th.get_num_threads()
-        th.set_num_threads(threads())
-        try:
-            for key, spec in missing.items():
-                model = model_file(self.store.path(spec), spec)
-                if model.is_file():
-                    self.known[key] = round(latency(load_model(model, spec.algo)), 2)
-        finally:
-            th.set_num_threads(before)
-        if missing:
-            write_text(self.file, json.dumps(self.known, indent=1) + "\n")
-
-    def of(self, spec: RunSpec, measured: float) -> float:
-        """
-        Look one up.
-
-        :param spec: A training.
-        :param measured: What its worker measured.
-        :return: Microseconds: what was measured here, else that.
-        """
-        return self.known.get(spec.key, measured)
+    try:
+        known: dict[str, float] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    n_known, n_threads, found = len(known), th.get_num_threads(), {}
+    th.set_num_threads(threads())
+    try:
+        for number, specs in wanted.items():
+            for spec in sorted(specs, key=lambda spec: spec.key not in known):
+                model = model_file(store.path(spec), spec)
+                if spec.key not in known and model.is_file():
+                    known[spec.key] = round(latency(load_model(model, spec.algo)), 2)
+                if spec.key in known:
+                    found[number] = known[spec.key]
+                    break
+    finally:
+        th.set_num_threads(n_threads)
+    if len(known) > n_known:
+        write_text(file, json.dumps(known, indent=1) + "\n")
+    return found

@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from sb3_sparse.tuning.draft import Draft
-from sb3_sparse.tuning.files import as_yaml
 from sb3_sparse.tuning.storage import file_of, open_storage
+from sb3_sparse.zoo.sections import as_yaml
 
 #: User attributes of a trial: what it trained, as the text of a configuration file, and the algorithm.
 CONFIGURATION, ALGO = "configuration", "algo"

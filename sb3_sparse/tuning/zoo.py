@@ -22,12 +22,12 @@ from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.noise import ActionNoise, NormalActionNoise, OrnsteinUhlenbeckActionNoise
 
 from sb3_sparse.tuning.draft import Draft
-from sb3_sparse.tuning.files import read_section
 from sb3_sparse.tuning.merge import EVALUATED, evaluate, policy_of, supported_algorithms
 from sb3_sparse.tuning.search_for import SearchFor
 from sb3_sparse.tuning.spaces import check_configuration, check_searches, count_inputs, sample
 from sb3_sparse.tuning.stock import stock_sampler
 from sb3_sparse.tuning.trials import claim_study, convert_stock, find_trial, remember, trial_section
+from sb3_sparse.zoo.sections import read_section
 
 _NOISES = {"normal": NormalActionNoise, "ornstein-uhlenbeck": OrnsteinUhlenbeckActionNoise}
 #: Entries that are not arguments of the algorithm.

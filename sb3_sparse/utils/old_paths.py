@@ -80,6 +80,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "callbacks.clock",
         "callbacks.events",
     ),
+    "tuning.files": ("zoo.sections",),
     "tuning.question": ("tuning.sparsest",),
     "tuning.tune": ("tuning.front",),
     "units": ("analysis.dead_units",),

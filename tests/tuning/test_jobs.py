@@ -7,21 +7,25 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage
+from optuna.storages import InMemoryStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sb3_sparse.runs.driver import MAX_ATTEMPTS
-from sb3_sparse.tuning.jobs import DRIVER, PARAMETERS, REASON, SUPERFLUOUS, Job, Jobs, by_job, is_over, outcome, was_killed
-from sb3_sparse.tuning.storage import WholeLineBackend, open_storage, shown
+from sb3_sparse.tuning.jobs import DRIVER, Jobs, by_job, is_over, was_killed
+from sb3_sparse.tuning.storage import open_storage, shown
 
 DIRECTIONS = ["minimize", "minimize"]
-JOBS = [Job(f"job-{index}", {"index": index}) for index in range(5)]
+JOBS = [f"job-{index}" for index in range(5)]
+#: What a trial that went well is told.
+KNOWN = {"return": 1.0, "bytes": 2.0}
+SUBJECT = SimpleNamespace(objectives=("return", "bytes"))
 
 
 def make_study(storage=None):
@@ -35,30 +39,39 @@ def make_study(storage=None):
 class Shared(Jobs):
     """A driver's view of a study in memory that it shares, whose signs of life nobody asks for."""
 
+    def __init__(self, study, storage, names, driver=None):
+        super().__init__(study, storage, SUBJECT, names, driver)
+
     def _record_life(self):
         pass
 
 
+def kill(jobs, trial):
+    """Signs of life have ended, and somebody has noticed."""
+    jobs.storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+    jobs._mine.pop(trial._trial_id)
+
+
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["fill", "race", "claim", "finish", "fail", "kill", "restart"]), st.integers(0, 9)),
+        st.tuples(st.sampled_from(["look", "race", "claim", "finish", "fail", "kill", "restart"]), st.integers(0, 9)),
         max_size=40,
     )
 )
 def test_every_job_is_done_once(actions):
-    """``race`` is a second driver that fills a study at the same moment, ``kill`` one whose signs of life have ended."""
+    """``race`` is a second driver that lists the same job at the same moment."""
     study, storage = make_study()
     jobs = Shared(study, storage, JOBS, "me")
     running, done = [], []
 
     def act(action, pick):
         nonlocal jobs
-        if action == "fill":
-            jobs.fill()
+        if action == "look":
+            jobs.look()
         elif action == "race":
-            name = JOBS[pick % len(JOBS)].name
+            name = JOBS[pick % len(JOBS)]
             if not is_over(by_job(study.get_trials())[name]):
-                study.enqueue_trial({}, user_attrs={"index": 0, "job": name})
+                study.enqueue_trial({}, user_attrs={"job": name})
         elif action == "claim":
             trial = jobs.claim()
             if trial is not None:
@@ -74,55 +87,67 @@ def test_every_job_is_done_once(actions):
             trial = running.pop(pick % len(running))
             trial.suggest_float("x", 0, 1)
             if action == "kill":
-                storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+                kill(jobs, trial)
                 return
-            jobs.finish(trial, [0, 0] if action == "finish" else None, None if action == "finish" else "it did not work")
+            jobs.finish(trial, None if action == "finish" else "it did not work", KNOWN)
             done.append(trial.user_attrs["job"])
 
     for action, pick in actions:
         act(action, pick)
     while not jobs.is_over:
-        for action in ("fill", "claim", "finish"):
+        for action in ("claim", "finish"):
             act(action, 0)
-    assert jobs.fill() == 0
+    n_trials = len(study.trials)
     assert jobs.claim() is None
+    assert len(study.trials) == n_trials
     found = by_job(study.get_trials())
-    assert set(found) == {job.name for job in JOBS}
+    assert set(found) == set(JOBS)
     for name, trials in found.items():
         counted = [trial for trial in trials if not was_killed(trial) and trial.state.is_finished()]
         assert done.count(name) == len(counted) == 1 or (not counted and len(trials) >= MAX_ATTEMPTS)
-        assert outcome(trials).number == (counted or trials[-1:])[0].number
+        assert all(map(was_killed, trials[:-1]))
 
 
 def test_a_killed_trial_is_repeated_with_its_parameters_and_not_for_ever():
     study, storage = make_study()
-    jobs = Jobs(study, storage, JOBS[:1])
+    jobs = Shared(study, storage, JOBS[:1])
     for attempt in range(MAX_ATTEMPTS):
-        assert jobs.fill() == (1 if attempt else 0)
         trial = jobs.claim()
-        given_ = (trial.user_attrs.get(PARAMETERS), trial.user_attrs.get("replaces"))
-        assert given_ == (({"x": 0.5}, attempt - 1) if attempt else (None, None))
+        assert trial.params == ({"x": 0.5} if attempt else {})
+        # Optuna's own record of it
+        assert RetryHeartbeatStaleTrialCallback.retry_history(study.trials[attempt]) == list(range(attempt))
         study.sampler = optuna.samplers.PartialFixedSampler({"x": 0.5}, optuna.samplers.RandomSampler())
         trial.suggest_float("x", 0, 1)
-        storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-    assert jobs.fill() == 0
+        kill(jobs, trial)
+    assert jobs.claim() is None
     assert jobs.is_over
-    assert was_killed(outcome(by_job(study.get_trials())["job-0"]))
+    assert jobs.counts() == (1, 1)
+    assert was_killed(by_job(study.get_trials())["job-0"][-1])
 
 
-def test_the_later_of_two_trials_of_a_job_gives_way():
+def test_of_two_trials_of_a_job_the_first_counts():
     study, storage = make_study()
     for _ in range(2):
         study.enqueue_trial({}, user_attrs={"job": "job-0"})
-    jobs = Jobs(study, storage, JOBS[:1])
-    first = jobs.claim()
+    drivers = [Shared(study, storage, JOBS[:1], name) for name in ("one", "two")]
+    first = drivers[0].claim()
     assert first.number == 0
-    assert jobs.claim() is None
-    assert study.trials[1].user_attrs[REASON] == SUPERFLUOUS
-    jobs.finish(first, [1, 1])
+    assert drivers[0].claim() is drivers[1].claim() is None
+    drivers[0].finish(first, None, KNOWN)
     # It may be said again
-    jobs.finish(first, [1, 1])
+    drivers[0].finish(first, None, KNOWN)
     assert [trial.number for trial in by_job(study.get_trials())["job-0"]] == [0]
+    assert [jobs.claim() for jobs in drivers] == [None, None]
+    assert all(jobs.is_over for jobs in drivers)
+
+
+def test_what_earlier_versions_made_superfluous_or_interrupted_counts_nothing():
+    study, storage = make_study()
+    for attributes in ({"reason": "superfluous"}, *[{"interrupted": True}] * MAX_ATTEMPTS):
+        study.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs={"job": "job-0", **attributes}))
+    jobs = Shared(study, storage, JOBS[:1])
+    assert not jobs.is_over
+    assert jobs.claim().number == MAX_ATTEMPTS + 1
 
 
 def test_a_driver_that_comes_back_goes_on_with_its_own_trials_alone():
@@ -137,18 +162,17 @@ def test_a_driver_that_comes_back_goes_on_with_its_own_trials_alone():
     assert taken[0].params == mine.params
     # Whoever has a study for itself takes up everything, that of earlier versions' workers too
     storage.set_trial_user_attr(others._trial_id, "worker", {"machine": "elsewhere", "pid": 1, "start": "1"})
-    assert [Jobs(study, storage, JOBS[:3]).claim().number for _ in range(1)] == [0]
-    alone = Jobs(study, storage, JOBS[:3])
+    alone = Shared(study, storage, JOBS[:3])
     assert [alone.claim().number for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_trial_that_was_given_away_is_left_alone():
     study, storage = make_study()
-    jobs = Jobs(study, storage, JOBS[:1])
+    jobs = Shared(study, storage, JOBS[:1])
     trial = jobs.claim()
     storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-    jobs.finish(trial, [1.0, 2.0], None, {"flops": 2.0})
-    jobs.finish(trial, None, "too late")
+    jobs.finish(trial, None, KNOWN)
+    jobs.finish(trial, "too late")
     assert study.trials[0].values is None
     assert was_killed(study.trials[0])
 
@@ -182,11 +206,11 @@ def test_a_machine_that_dies_before_its_first_sign_of_life_leaves_no_trial_for_e
     other = Shared(study, storage, JOBS[:1], "other")
     assert other.claim() is None
     deadline = time.monotonic() + 30
-    while not other.fill():
+    while (trial := other.claim()) is None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    trial = other.claim()
-    assert (trial.number, trial.user_attrs["replaces"]) == (1, 0)
+    assert RetryHeartbeatStaleTrialCallback.retried_trial_number(study.trials[trial.number]) == 0
+    assert trial.number == 1
     # Its own signs of life are recorded
     storage.record_heartbeat(trial._trial_id)
 
@@ -195,15 +219,16 @@ def test_whoever_gives_signs_of_life_keeps_its_trial_whatever_it_is_called(tmp_p
     """Two hosts of one name, say: names of machines decide nothing."""
     storage = server(tmp_path, 3)
     study, _ = make_study(storage)
-    alive = Jobs(study, storage, JOBS[:1], "driver-1")
+    alive = Jobs(study, storage, SUBJECT, JOBS[:1], "driver-1")
     trial = alive.claim()
     other = Shared(study, storage, JOBS[:1], "driver-2")
     end = time.monotonic() + 4.5
     while time.monotonic() < end:
-        assert other.fill() == 0
+        assert other.claim() is None
         time.sleep(0.5)
     alive.close()
-    assert study.trials[trial.number].state == TrialState.RUNNING
+    assert [other.state for other in study.trials] == [TrialState.RUNNING]
+    assert study.trials[0].number == trial.number
 
 
 # --- Journals and databases ---
@@ -212,24 +237,28 @@ def test_whoever_gives_signs_of_life_keeps_its_trial_whatever_it_is_called(tmp_p
 def test_a_torn_line_does_not_cost_the_journal(tmp_path):
     """Killed in the middle of a line: with Optuna's own file the next line makes the journal unreadable."""
 
-    def tear(file, backend):
-        study, _ = make_study(JournalStorage(backend(str(file))))
+    def tear(file, opened):
+        study, _ = make_study(opened(str(file)))
         study.add_trial(optuna.create_trial(values=[1.0, 2.0]))
         with file.open("a") as stream:
             stream.write('{"op_code":4,"worker_id":"x","stu')
-        study = optuna.load_study(study_name="study", storage=JournalStorage(backend(str(file))))
+        study = optuna.load_study(study_name="study", storage=opened(str(file)))
         study.set_user_attr("after", 1)
         study.set_user_attr("and", 2)
-        return optuna.load_study(study_name="study", storage=JournalStorage(backend(str(file))))
+        return optuna.load_study(study_name="study", storage=opened(str(file)))
 
     with pytest.raises(ValueError, match=r"Expecting|Invalid"):
-        tear(tmp_path / "optuna.log", JournalFileBackend)
-    study = tear(tmp_path / "own.log", WholeLineBackend)
+        tear(tmp_path / "optuna.log", lambda file: JournalStorage(JournalFileBackend(file)))
+    study = tear(tmp_path / "own.log", open_storage)
     assert study.user_attrs == {"after": 1, "and": 2}
     assert study.trials[0].values == [1.0, 2.0]
     # Optuna's own reads it too
     plain = optuna.load_study(study_name="study", storage=JournalStorage(JournalFileBackend(str(tmp_path / "own.log"))))
     assert len(plain.trials) == 1
+    # In its first line
+    (tmp_path / "first.log").write_text('{"op_code":0,"wor')
+    make_study(open_storage(str(tmp_path / "first.log")))
+    assert len(optuna.get_all_study_summaries(open_storage(str(tmp_path / "first.log")))) == 1
 
 
 def test_databases_in_files_write_ahead_and_survive_sigkill(tmp_path):
@@ -257,7 +286,9 @@ def test_databases_in_files_write_ahead_and_survive_sigkill(tmp_path):
     assert len(optuna.load_study(storage=open_storage(url), study_name="study").trials) >= 3
 
 
-@pytest.mark.parametrize("text", ["no journal\nat all\n", "{}\n{}\n", '{"op_code":4,"study_id":7}\n', "[1]\n[2]\n"])
+@pytest.mark.parametrize(
+    "text", ["no journal\nat all\n", "no journal\nat all", "{}\n{}\n", '{"op_code":4,"study_id":7}\n', "[1]\n[2]\n"]
+)
 def test_other_files_are_no_journals(tmp_path, text):
     file = tmp_path / "other.log"
     file.write_text(text)

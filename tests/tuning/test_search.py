@@ -1,6 +1,7 @@
 """The plan of a search and what drivers share, trainings made up; nothing looks at a study more often than it must."""
 
 import time
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -16,23 +17,17 @@ from tests.runs.subjects import MadeUp, make_result
 from tests.tuning.subjects import make_subject
 
 
-class NoLife(jobs.Jobs):
-    """Nobody asks for signs of life in memory."""
-
-    def _record_life(self):
-        pass
-
-
 @pytest.fixture(autouse=True)
 def no_life(monkeypatch):
-    monkeypatch.setattr(search, "Jobs", NoLife)
+    """Nobody asks for signs of life in memory."""
+    monkeypatch.setattr(jobs.Jobs, "_record_life", lambda self: None)
 
 
 def make_plan(n_trials=3, subject=None, storage=None, driver=None):
     storage = InMemoryStorage() if storage is None else storage
     subject = subject or make_subject()
     found = study.open_study(storage, "study", subject, resume=True)
-    return search.Search(found, storage, subject, study.search_jobs(n_trials), driver)
+    return search.Search(found, storage, subject, n_trials, driver)
 
 
 def by_sparsity(spec):
@@ -59,14 +54,14 @@ def test_a_search_samples_trains_and_tells(tmp_path):
     assert all(row.state == "complete" for row in rows)
     assert len(engine.submitted) == 8
     for row, trial in zip(rows, plan.study.trials, strict=True):
-        assert trial.user_attrs["returns"] == [row.mean + 0.5, row.mean - 0.5]
-        assert trial.values == [row.mean, row.measures["bytes"]]
-        assert results.section_of(plan.subject, row)["n_timesteps"] == 120
+        assert trial.user_attrs["returns"] == [row.tuned + 0.5, row.tuned - 0.5]
+        assert trial.values == [row.tuned, row.measures["bytes"]]
+        assert row.section["n_timesteps"] == 120
     assert rows[0].measures["bytes"] == 1000
     assert plan.counts() == (4, 0)
     # Once more there is nothing to do, and another budget goes on
-    assert work(make_plan(3, plan.subject, plan.jobs.storage), tmp_path).submitted == []
-    assert len(work(make_plan(5, plan.subject, plan.jobs.storage), tmp_path).submitted) == 4
+    assert work(make_plan(3, plan.subject, plan.storage), tmp_path).submitted == []
+    assert len(work(make_plan(5, plan.subject, plan.storage), tmp_path).submitted) == 4
 
 
 def test_a_driver_that_is_gone_is_continued_with_the_same_samples_and_nothing_is_trained_twice(tmp_path):
@@ -159,61 +154,68 @@ def test_while_trainings_last_nobody_looks_at_the_study(driver, tmp_path, monkey
     monkeypatch.setattr(
         plan.study, "get_trials", lambda *args, **kwargs: looks.append(time.monotonic()) or trials(*args, **kwargs)
     )
-    while plan.next() is not None:
-        pass
+    given = []
+    while (spec := plan.next()) is not None:
+        given.append(spec)
     n_looks = len(looks)
     for _ in range(100):
         assert plan.next() is None
         assert not plan.is_over
     assert len(looks) == n_looks
     # Where others work too, it looks again after a while
-    monkeypatch.setattr(search, "LOOK_EVERY", 0.0)
-    plan._claiming.begin()
+    monkeypatch.setattr(jobs, "LOOK_EVERY", 0.0)
+    plan._next_look = 0.0
     assert plan.next() is None
     assert len(looks) > n_looks
+    # And where its own are over it does not wait
+    monkeypatch.setattr(jobs, "LOOK_EVERY", 1e9)
+    assert plan.next() is None
+    for spec in given:
+        plan.done(spec, by_sparsity(spec))
+    assert plan.next() is None
+    assert plan.is_over
 
 
-def test_drivers_share_a_search_and_its_report(tmp_path):
+def test_drivers_share_a_search_and_its_report(tmp_path, monkeypatch):
     """Two drivers take turns at one storage: every job is done by one of them, and both know every result."""
-    search.LOOK_EVERY, before = 0.0, search.LOOK_EVERY
-    try:
-        storage = InMemoryStorage()
-        plans = [make_plan(3, storage=storage, driver=name) for name in ("one", "two")]
-        trained = [[], []]
-        while not all(plan.is_over for plan in plans):
-            for plan, mine in zip(plans, trained, strict=True):
-                if (spec := plan.next()) is not None:
-                    mine.append(spec.key)
-                    plan.done(spec, by_sparsity(spec))
-        assert [len(mine) for mine in trained] == [2, 2]
-        assert len({*trained[0], *trained[1]}) == 4
-        rows = results.tried(plans[0].study)
-        assert [row.state for row in rows] == ["complete"] * 4
-        subject, report = plans[0].subject, study.open_study(storage, "report", plans[0].subject, resume=True)
-        specs = [spec for row in rows for spec in subject.reports(results.section_of(subject, row), 2)]
-        own = [Driver(Store(tmp_path / name), MadeUp(by_sparsity)) for name in ("one", "two")]
-        shared = [search.Shared(report, storage, subject, specs, name, mine) for name, mine in zip("ab", own, strict=True)]
-        n_trained = [0, 0]
-        while not all(plan.is_over for plan in shared):
-            for index, plan in enumerate(shared):
-                if (spec := plan.next()) is not None:
-                    n_trained[index] += 1
-                    result = by_sparsity(spec) if spec.seed % 2 else make_result(spec, state="diverged")
-                    own[index].store.put(result)
-                    plan.done(spec, result)
-        assert n_trained == [4, 4]
-        assert shared[0].results == shared[1].results
-        assert own[0].store.results() == own[1].store.results()
-        assert len(own[0].store.results()) == 8
-        assert {trial.state for trial in report.get_trials()} == {TrialState.COMPLETE, TrialState.FAIL}
-    finally:
-        search.LOOK_EVERY = before
+    monkeypatch.setattr(jobs, "LOOK_EVERY", 0.0)
+    storage = InMemoryStorage()
+    plans = [make_plan(3, storage=storage, driver=name) for name in ("one", "two")]
+    trained = [[], []]
+    while not all(plan.is_over for plan in plans):
+        for plan, mine in zip(plans, trained, strict=True):
+            if (spec := plan.next()) is not None:
+                mine.append(spec.key)
+                plan.done(spec, by_sparsity(spec))
+    assert [len(mine) for mine in trained] == [2, 2]
+    assert len({*trained[0], *trained[1]}) == 4
+    rows = results.tried(plans[0].study)
+    assert [row.state for row in rows] == ["complete"] * 4
+    subject, report = plans[0].subject, study.open_study(storage, "report", plans[0].subject, resume=True)
+    specs = [spec for row in rows for spec in subject.reports(row.section, 2)]
+    own = [Driver(Store(tmp_path / name), MadeUp(by_sparsity)) for name in ("one", "two")]
+    shared = [search.Shared(report, storage, subject, specs, name) for name in "ab"]
+    n_trained = [0, 0]
+    while not all(plan.is_over for plan in shared):
+        for index, plan in enumerate(shared):
+            if (spec := plan.next()) is not None:
+                n_trained[index] += 1
+                result = by_sparsity(spec) if spec.seed % 2 else make_result(spec, state="diverged")
+                own[index].store.put(result)
+                plan.done(spec, result)
+    assert n_trained == [4, 4]
+    found = [plan.results(mine.store) for plan, mine in zip(shared, own, strict=True)]
+    assert found[0] == found[1]
+    assert [result.spec for result in found[0]] == specs
+    assert own[0].store.results() == own[1].store.results()
+    assert len(own[0].store.results()) == 8
+    assert {trial.state for trial in report.get_trials()} == {TrialState.COMPLETE, TrialState.FAIL}
 
 
 def test_earlier_studies_bring_their_reports_along(tmp_path):
     """The report of a study was a study, written by its workers."""
     from sb3_sparse.tuning.earlier import import_reports
-    from sb3_sparse.tuning.files import as_yaml
+    from sb3_sparse.zoo.sections import as_yaml
 
     subject, storage, store = make_subject(), InMemoryStorage(), Store(tmp_path)
     report = optuna.create_study(storage=storage, study_name="study-report", directions=["maximize", "minimize"])
@@ -222,8 +224,8 @@ def test_earlier_studies_bring_their_reports_along(tmp_path):
     known = {**measures, "return": -5.0, "returns": [-5.0]}
     report.add_trial(optuna.create_trial(values=[-5.0, 20.0], user_attrs={**attributes, **known}))
     report.add_trial(optuna.create_trial(state=TrialState.FAIL, user_attrs=attributes))
-    assert import_reports(storage, "study-report", subject, store) == 1
-    assert import_reports(storage, "study-report", subject, store) == 0
+    assert import_reports(storage, "study", subject, store) == 1
+    assert import_reports(storage, "study", subject, store) == 0
     assert import_reports(storage, "nothing", subject, store) == 0
     (result,) = store.results()
     assert (result.mean, result.spec) == (-5.0, subject.reports(subject.section, 1)[0])
@@ -232,12 +234,52 @@ def test_earlier_studies_bring_their_reports_along(tmp_path):
 
 def test_studies_whose_presets_named_policies_by_other_addresses_go_on():
     subject = make_subject()
-    earlier, now = (
-        study.Subject.from_json({**subject.to_json(), "section": {**subject.section, "policy": policy}})
-        for policy in ("sb3_sparse.SparseSACPolicy", "sb3_sparse.policies.SparseSACPolicy")
+    earlier, now, other = (
+        replace(subject, section={**subject.section, "policy": f"sb3_sparse.{policy}"})
+        for policy in ("SparseSACPolicy", "policies.SparseSACPolicy", "SparseTD3Policy")
     )
-    study.check_same(earlier.to_json(), "study", now)
-    study.check_same(now.to_json(), "study", earlier)
-    other = {**subject.to_json(), "section": {**subject.section, "policy": "sb3_sparse.SparseTD3Policy"}}
+    for first, second in ((earlier, now), (now, earlier)):
+        study.check_same(study.open_study(InMemoryStorage(), "study", first, resume=False), second)
     with pytest.raises(ValueError, match=r"`section` .*SparseTD3Policy.*, not .*SparseSACPolicy"):
-        study.check_same(other, "study", subject)
+        study.check_same(study.open_study(InMemoryStorage(), "study", other, resume=False), subject)
+
+
+def test_what_no_driver_can_finish_is_a_failure_and_no_wait_for_ever(tmp_path):
+    """Drivers vanish with it three times: whoever is left goes on without."""
+    storage, subject = InMemoryStorage(), make_subject()
+    found = study.open_study(storage, "report", subject, resume=True)
+    specs = subject.reports(subject.section, 1)
+    plan = search.Shared(found, storage, subject, specs, "me")
+    for _ in range(3):
+        storage.set_trial_state_values(plan.claim()._trial_id, state=TrialState.FAIL)
+        plan._mine.clear()
+    assert plan.next() is None
+    assert plan.is_over
+    (result,) = plan.results(Store(tmp_path))
+    assert (result.state, result.reason) == ("failed", "its driver vanished 3 times")
+
+
+def test_retry_does_again_what_has_failed_with_the_same_sample(tmp_path):
+    """And neither what diverged nor what is complete; on a server one of the drivers does it."""
+    states = iter(["complete", "failed", "diverged", "complete"])
+    plan = make_plan(3)
+    work(plan, tmp_path / "first", lambda spec: make_result(spec, state=next(states)), size=1)
+    assert [row.state for row in results.tried(plan.study)] == ["complete", "failed", "diverged", "complete"]
+    drivers = [make_plan(3, storage=plan.storage, driver=name) for name in ("one", "two")]
+    for mine in drivers:
+        assert mine.next() is None
+    # At the same moment: the second one lists its trial before it sees the first one's
+    seen = drivers[1].study.get_trials(deepcopy=False)
+    drivers[0].look(retry=True)
+    drivers[1].study.get_trials, look = lambda **_: seen, drivers[1].study.get_trials
+    drivers[1].look(retry=True)
+    drivers[1].study.get_trials = look
+    for mine in drivers:
+        work(mine, tmp_path / "second")
+    rows = results.tried(plan.study)
+    assert [row.state for row in rows] == ["complete", "diverged", "complete", "complete"]
+    trials = plan.study.trials
+    assert [trial.state for trial in trials[4:]] == [TrialState.COMPLETE, TrialState.WAITING]
+    assert trials[4].params == trials[1].params
+    assert trials[4].user_attrs["configuration"] == trials[1].user_attrs["configuration"]
+    assert "reason" not in trials[4].user_attrs

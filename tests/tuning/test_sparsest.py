@@ -14,9 +14,9 @@ from sb3_sparse.runs import result as run_results
 from sb3_sparse.runs.training import check_trainable
 from sb3_sparse.tuning import configuration, export, questions, results, session, sparsest, study, tables
 from sb3_sparse.tuning.figure import plot_front
-from sb3_sparse.tuning.files import as_yaml, read_section
 from sb3_sparse.utils import files
 from sb3_sparse.zoo.presets import presets_folder
+from sb3_sparse.zoo.sections import as_yaml, read_section
 from tests.tuning import subjects
 
 NOISE = [-0.4, 0.3, 0.1, -0.2, 0.2, 0.0]
@@ -120,7 +120,7 @@ def ask(monkeypatch, tmp_path):
         monkeypatch.setattr(sparsest, "make_subject", lambda *_, **given: make_subject())
         monkeypatch.setattr(sparsest, "check_trainable", check)
         monkeypatch.setattr(session.Session, "run", lambda *arguments: world.run(*arguments))
-        monkeypatch.setattr(session.Session, "random_return", lambda *_: 0.0)
+        monkeypatch.setattr(session.Session, "random_return", lambda *_, **__: 0.0)
         place = questions.Place(folder=tmp_path / f"out-{next(folders)}")
         return sparsest.keep("td3", "Pendulum-v1", fraction, place=place, **kwargs), world
 
@@ -327,17 +327,16 @@ def test_both_ends_of_the_range_are_made_first(ask):
 # --- The front and what is recommended ---
 
 
-def tried(number, mean, size, state="complete", **attributes):
-    return results.Tried(
+def tried(number, mean, size, state="complete"):
+    return results.Row(
         number=number,
         is_dense=number == 0,
         state=state,
         reason="",
-        mean=mean,
+        tuned=mean,
         measures=dict.fromkeys(results.MEASURES, 1.0) | {"bytes": size} if state == "complete" else {},
         parameters={},
         configuration=as_yaml("Pendulum-v1", section(batch_size=16 + number)),
-        attributes=attributes,
     )
 
 
@@ -345,7 +344,7 @@ def reported(*of):
     """What was reported, each a trial, its returns (NaN for a training that diverged) and its size."""
     found = {}
     for row, returns, size in of:
-        specs = FRONT.reports(results.section_of(FRONT, row), len(returns))
+        specs = FRONT.reports(row.section, len(returns))
         found[row.number] = [
             run_results.RunResult(spec, "diverged") if math.isnan(value) else made_up(spec, value, size=size)
             for spec, value in zip(specs, returns, strict=True)
@@ -363,24 +362,24 @@ def test_what_is_not_reported_yet_is_not_on_the_front(tmp_path):
     report = reported((DENSE, [-150.0, -151.0], 1000.0), (SMALL, [-160.0, -161.0], 100.0))
     for more in ({}, {2: []}):
         points = results.points(FRONT, [DENSE, SMALL, lucky], {**report, **more} if more else report)
-        shown = {point.row.number: (point.on_front, point.is_awaited, point.mean) for point in points}
+        shown = {point.number: (point.on_front, point.is_awaited, point.mean) for point in points}
         # Trial 1 is dominated by what chose trial 2, and stays as it is reported
         assert shown == {2: (False, True, -100.0), 1: (True, False, -160.5), 0: (True, False, -150.5)}
-        assert export.recommended(points, -1250.0)[0].row.number == 1
-    assert "| trial 2 | not reported yet |" in tables.to_markdown(FRONT, points)
+        assert export.recommended(points, -1250.0)[0].number == 1
+    assert "| trial 2 | not reported yet |" in tables.to_markdown(points)
     assert [row["awaited"] for row in tables.point_rows(points)] == [True, False, False]
     figure = plot_front(FRONT, [DENSE, SMALL, lucky], points, tmp_path / "front")[1].read_text()
     assert "fell off it" not in figure
     # Reported, it stands by what it is
     points = results.points(FRONT, [DENSE, SMALL, lucky], report | reported((lucky, [-170.0, -172.0], 90.0)))
-    assert [(point.row.number, point.on_front, point.mean) for point in points] == [
+    assert [(point.number, point.on_front, point.mean) for point in points] == [
         (2, True, -171.0),
         (1, True, -160.5),
         (0, True, -150.5),
     ]
     # And before anything is reported, everything stands by what chose it
     points = results.points(FRONT, [DENSE, SMALL, lucky], {})
-    assert [(point.row.number, point.on_front, point.is_awaited) for point in points] == [(2, True, False), (0, False, False)]
+    assert [(point.number, point.on_front, point.is_awaited) for point in points] == [(2, True, False), (0, False, False)]
 
 
 def test_survivors_are_marked_and_recommended_last(tmp_path):
@@ -392,13 +391,13 @@ def test_survivors_are_marked_and_recommended_last(tmp_path):
     )
     points = results.points(FRONT, rows, report)
     # The survivor's return, better and cheaper than all others, keeps none of them from the front
-    assert [(point.row.number, point.on_front, point.n_failed) for point in points] == [
+    assert [(point.number, point.on_front, point.n_failed) for point in points] == [
         (1, True, 2),
         (2, True, 0),
         (0, True, 0),
     ]
-    assert "| 1 (few, 2 of 3 failed) |" in tables.to_markdown(FRONT, points)
-    assert export.recommended(points, -1250.0)[0].row.number == 2
+    assert "| 1 (few, 2 of 3 failed) |" in tables.to_markdown(points)
+    assert export.recommended(points, -1250.0)[0].number == 2
     export.export(FRONT, points, tmp_path, "name", -1250.0)
     assert "batch_size: 18" in (tmp_path / "td3.yml").read_text()
     assert "return -140.0 (1 reporting seed, 2 of 3 failed), " in (tmp_path / "trial-1.yml").read_text()
@@ -406,35 +405,34 @@ def test_survivors_are_marked_and_recommended_last(tmp_path):
     for returns in ([-100.0, -155.0, -210.0], [-900.0, -901.0, -902.0]):
         others = results.points(FRONT, rows, report | reported((rows[2], returns, 200.0)))
         point, why = export.recommended([replace(point, on_front=True) for point in others], -1250.0)
-        assert point.row.number == 2
+        assert point.number == 2
         assert "was shown" not in why
     # Where there is nothing else
     only = results.points(FRONT, rows[:2], {number: report[number] for number in (0, 1)})
-    assert export.recommended(only, -1250.0)[0].row.number == 1
+    assert export.recommended(only, -1250.0)[0].number == 1
     assert "shown to keep" not in export.recommended(only, -1250.0)[1]
 
 
 def points_of(returns, dense):
     """Points from the cheapest on, all of them on the front, and dense."""
-    values = dict(n_failed=0, measures={}, on_front=True)
-    sparse = [results.Point(tried(number, 0.0, 1.0), tuple(some), **values) for number, some in enumerate(returns, 1)]
-    return [*sparse, results.Point(DENSE, tuple(dense), **values)]
+    sparse = [replace(tried(number, 0.0, 1.0), returns=tuple(some)) for number, some in enumerate(returns, 1)]
+    return [*sparse, replace(DENSE, returns=tuple(dense))]
 
 
 def test_recommended_is_what_was_shown_then_what_seems_then_the_best():
     good, dense = [995.0, 1000.0, 1005.0], [998.0, 1000.0, 1002.0]
     wide, bad = [700.0, 1000.0, 1300.0], [895.0, 900.0, 905.0]
     point, why = export.recommended(points_of([bad, wide, good], dense), 0.0)
-    assert point.row.number == 3
+    assert point.number == 3
     assert why.startswith("the cheapest that was shown to keep 97 % of what dense has learnt, at 90 % confidence for all 3")
     point, why = export.recommended(points_of([bad, wide], dense), 0.0)
-    assert point.row.number == 2
+    assert point.number == 2
     assert why == (
         "the cheapest whose mean return keeps 97 % of what dense has learnt: an estimate from the returns it was chosen by, "
         "not shown"
     )
     point, why = export.recommended(points_of([[800.0, 801.0], bad], dense), 0.0)
-    assert (point.row.number, why) == (2, "the best return; none keeps 97 % of what dense has learnt")
+    assert (point.number, why) == (2, "the best return; none keeps 97 % of what dense has learnt")
     # One seed shows nothing
     assert "not shown" in export.recommended(points_of([[1000.0]], dense), 0.0)[1]
     assert "not shown" in export.recommended(points_of([good], [1000.0]), 0.0)[1]
@@ -443,7 +441,7 @@ def test_recommended_is_what_was_shown_then_what_seems_then_the_best():
     alone = points_of([near], dense)
     assert "was shown" in export.recommended(alone, 0.0)[1]
     many = points_of([near, *[bad] * 9], dense)
-    fallen = [results.Point(point.row, point.returns, 0, {}, on_front=False) for point in many[1:-1]]
+    fallen = [replace(point, on_front=False) for point in many[1:-1]]
     assert "not shown" in export.recommended([many[0], *fallen, many[-1]], 0.0)[1]
     assert export.recommended(points_of([], dense), 0.0) is None
 
@@ -485,7 +483,8 @@ def test_an_export_removes_what_the_same_study_exported_earlier_and_nothing_else
     assert all((tmp_path / name).read_text() == content for name, content in others.items())
     # The answer to --keep likewise
     export.export(FRONT, both, tmp_path, "mine", -1250.0)
-    file = export.export_answer(FRONT, tmp_path, "mine", "The answer", "one line", SMALL.configuration)
+    answer = {"td3.yml": ("The answer", ["one line"], SMALL.configuration)}
+    (file,) = export.write_configurations(FRONT, tmp_path, "mine", answer)
     assert {file.name for file in tmp_path.iterdir()} == {"td3.yml", "trial-10.yml", *others}
     assert file.read_text().splitlines()[:2] == ["# The answer of the study 'mine' of sb3-sparse tune", "# one line"]
     assert read_section(str(file), "Pendulum-v1")["batch_size"] == 17

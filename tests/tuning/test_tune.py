@@ -86,7 +86,7 @@ def finished(tmp_path_factory):
     first.kill()
     first.communicate()
     wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in orphans), None)
-    found = study.load_study(open_storage(f"sqlite:///{folder / 'study.db'}"), "sac-Pendulum-v1")
+    found = optuna.load_study(study_name="sac-Pendulum-v1", storage=open_storage(f"sqlite:///{folder / 'study.db'}"))
     left = found.trials
     with pytest.raises(SystemExit) as refusal:
         main(["tune", *TASK, *RUN, *BUDGET, "-o", str(folder)])
@@ -103,6 +103,12 @@ def finished(tmp_path_factory):
         output=output,
         progress=progress,
     )
+
+
+def found_subject(found):
+    """What a study is about, as it says itself."""
+    values = found.user_attrs["sb3_sparse"]
+    return study.Subject(**{**values, "objectives": tuple(values["objectives"]), "search": tuple(values["search"])})
 
 
 def children(pid):
@@ -132,7 +138,7 @@ def test_a_killed_worker_and_a_killed_driver_cost_no_finished_training_and_doubl
 
 def test_a_study_that_is_there_is_not_touched_without_resume(finished):
     message = finished["refusal"]
-    assert "there is a study 'sac-Pendulum-v1' with" in message
+    assert "there is a study 'sac-Pendulum-v1' already" in message
     assert "give --resume to go on with it" in message
 
 
@@ -201,7 +207,7 @@ def test_optuna_dashboard_finds_names_and_values(finished):
     assert found.metric_names == ["return", "FLOPs of an action"]
     assert found.directions == [optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE]
     assert {trial.number for trial in found.best_trials} == {
-        row.number for row in results.tuning_front(study.subject_of(found), results.tried(found))
+        row.number for row in results.tuning_front(found_subject(found), results.tried(found))
     }
 
 
@@ -218,8 +224,8 @@ def test_plain_rl_zoo3_trains_what_was_exported_to_the_same_agent(finished, tmp_
     subprocess.run([sys.executable, *command], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
     again = SAC.load(tmp_path / "logs/sac/Pendulum-v1_1/Pendulum-v1.zip")
     (row,) = [row for row in results.tried(finished["study"]) if row.number == number]
-    subject, store = study.subject_of(finished["study"]), finished["store"]
-    (spec,) = subject.reports(results.section_of(subject, row), 1)
+    subject, store = found_subject(finished["study"]), finished["store"]
+    (spec,) = subject.reports(row.section, 1)
     reported = SAC.load(model_file(store.path(spec), spec))
     assert equal_state(again, reported)
     assert sparsity_report(again).inference.sparse == points[number]["flops"]
@@ -278,7 +284,7 @@ def test_keep_command(tmp_path, monkeypatch, capsys, torch_engine):
     main(["tune", "keep", "0.5", *command[6:], "--resume"])
     assert capsys.readouterr().out.splitlines() == [line]
     assert {file: file.stat().st_mtime for file in (tmp_path / "out/runs").glob("*/result.json")} == results_before
-    with pytest.raises(SystemExit, match="there is a question 'ppo-CartPole-v1-keep' already"):
+    with pytest.raises(SystemExit, match="there is a study 'ppo-CartPole-v1-keep' already"):
         main(command[3:])
 
 
@@ -421,11 +427,11 @@ def test_two_machines_share_a_study_in_postgresql(tmp_path):
         storage = open_storage(url)
         counts = []
         for name in ("sac-Pendulum-v1", "sac-Pendulum-v1-report"):
-            found = jobs.by_job(study.load_study(storage, name).trials)
+            found = jobs.by_job(optuna.load_study(study_name=name, storage=storage).trials)
             for trials in found.values():
                 assert [trial.state for trial in trials] == [TrialState.COMPLETE]
             counts.append({trials[0].user_attrs[jobs.DRIVER] for trials in found.values()})
-        assert len(jobs.by_job(study.load_study(storage, "sac-Pendulum-v1").trials)) == 4
+        assert len(jobs.by_job(optuna.load_study(study_name="sac-Pendulum-v1", storage=storage).trials)) == 4
         names = {(tmp_path / name / "driver").read_text() for name in ("one", "two")}
         assert all(drivers <= names for drivers in counts)
         # Each has every result that is reported, whoever trained it
@@ -618,15 +624,15 @@ def test_samplers_are_not_disturbed_by_the_reference_and_repeat_themselves(sampl
         storage = optuna.storages.InMemoryStorage()
         found = study.open_study(storage, "study", subject, resume=False)
         if has_reference:
-            found.add_trial(optuna.create_trial(values=[0.0, 1.0], user_attrs={"dense": True}))
+            found.add_trial(optuna.create_trial(values=[0.0, 1.0], user_attrs={"job": "dense"}))
         past = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1), directions=found.directions)
         for index in range(12):
             trial = past.ask()
             sampling.sample(trial, subject.search, "sac", subject.section, n_inputs=3)
             past.tell(trial, [float(index), float(index % 5)])
         found.add_trials(past.trials)
-        trial = jobs.Jobs(found, storage, [jobs.Job("next", {"index": 13})]).claim()
-        chosen = sampling.sample_next(found, trial, subject)
+        trial = jobs.Jobs(found, storage, subject, ["next"]).claim()
+        chosen = sampling.sample_next(found, trial, subject, 13)
         frozen = found.trials[trial.number]
         assert chosen == sampling.sample(
             optuna.trial.FixedTrial(frozen.params), subject.search, "sac", subject.section, n_inputs=3
@@ -639,25 +645,24 @@ def test_samplers_are_not_disturbed_by_the_reference_and_repeat_themselves(sampl
 def test_any_seed_that_is_allowed_seeds_a_sampler(sampler):
     subject = make_subject(sampler=sampler, seed=999_003)
     found = study.open_study(optuna.storages.InMemoryStorage(), "study", subject, resume=False)
-    trial = jobs.Jobs(found, found._storage, [jobs.Job("next", {"index": 30})]).claim()
-    assert sampling.sample_next(found, trial, subject)
+    trial = jobs.Jobs(found, found._storage, subject, ["next"]).claim()
+    assert sampling.sample_next(found, trial, subject, 30)
 
 
 def test_points_that_fall_off_the_front_are_marked(tmp_path):
     subject = make_subject()
     measures = dict.fromkeys(results.MEASURES, 1.0)
 
-    def tried(number, mean, size, state="complete", **attributes):
-        return results.Tried(
+    def tried(number, mean, size, state="complete"):
+        return results.Row(
             number=number,
             is_dense=number == 0,
             state=state,
             reason="",
-            mean=mean,
+            tuned=mean,
             measures={**measures, "bytes": size},
             parameters={},
             configuration="",
-            attributes=attributes,
         )
 
     rows = [
@@ -685,19 +690,15 @@ def test_points_that_fall_off_the_front_are_marked(tmp_path):
         2: reported(2, [70.0, 70.0], 50),
     }
     points = results.points(subject, rows, report)
-    assert [(point.row.number, point.on_front, point.mean, point.n_failed) for point in points] == [
+    assert [(point.number, point.on_front, point.mean, point.n_failed) for point in points] == [
         (2, True, 70.0, 0),
         (1, False, 51.0, 0),
         (0, True, 100.0, 1),
     ]
     assert points[1].interval() == pytest.approx((51 - 12.706, 51 + 12.706), abs=1e-2)
-    text = tables.to_markdown(subject, points)
+    text = tables.to_markdown(points)
     assert "| trial 1 | no |" in text
     assert "| 2 (few, 1 of 3 failed) |" in text
     files = plot_front(subject, rows, points, tmp_path / "front")
     assert [file.suffix for file in files] == [".png", ".svg"]
     assert "fell off it when trained again" in files[1].read_text()
-
-
-def test_subjects_are_json():
-    assert study.Subject.from_json(json.loads(json.dumps(make_subject().to_json()))) == make_subject()

@@ -20,10 +20,10 @@ from sb3_sparse.cli.main import main
 from sb3_sparse.cli.zoo import _checked_searches
 from sb3_sparse.conversion.loading import find_model_file
 from sb3_sparse.policies.base import SparsePolicyMixin
-from sb3_sparse.tuning.files import as_yaml, read_section, write_section, zoo_configuration
 from sb3_sparse.tuning.stock import stock_sampler
 from sb3_sparse.tuning.trials import find_trial
 from sb3_sparse.tuning.zoo import register_searches
+from sb3_sparse.zoo.sections import as_yaml, read_section, zoo_configuration
 from tests.helpers import assert_invariants
 
 CARTPOLE = {
@@ -63,7 +63,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def configure(section, env="CartPole-v1", name="c.yml"):
-    write_section(Path(name), env, section)
+    Path(name).write_text(as_yaml(env, section))
     return ["-conf", name]
 
 
