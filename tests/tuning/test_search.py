@@ -39,8 +39,8 @@ def by_sparsity(spec):
     return result
 
 
-def work(plan, tmp_path, make=by_sparsity, **kwargs):
-    engine = MadeUp(make, **kwargs)
+def work(plan, tmp_path, make=by_sparsity, engine=MadeUp, **kwargs):
+    engine = engine(make, **kwargs)
     with Driver(Store(tmp_path), engine) as driver:
         driver.work(plan)
     return engine
@@ -89,6 +89,29 @@ def test_a_driver_that_is_gone_is_continued_with_the_same_samples_and_nothing_is
     assert [trial.values for trial in plan.study.trials] == [trial.values for trial in straight.study.trials]
     assert [spec.key for spec in engine.submitted] == [trained[2], *(spec.key for spec in engine.submitted[1:])]
     assert not {spec.key for spec in engine.submitted[1:]} & set(trained)
+
+
+@pytest.mark.parametrize("driver", [None, "one-of-several"])
+def test_interruptions_are_no_attempts(driver, tmp_path):
+    """Ctrl-C, SIGTERM and a closed terminal: a trial that is stopped more often than it may be tried is not given up."""
+    storage, trained = InMemoryStorage(), []
+
+    class Interrupted(MadeUp):
+        def submit(self, spec, folder):
+            trained.append(spec.key)
+            if len(trained) <= 2 * drivers.MAX_ATTEMPTS:
+                raise KeyboardInterrupt
+            return super().submit(spec, folder)
+
+    for _ in range(2 * drivers.MAX_ATTEMPTS):
+        plan = make_plan(1, storage=storage, driver=driver)
+        with pytest.raises(KeyboardInterrupt):
+            work(plan, tmp_path, engine=Interrupted)
+        plan.close()
+        assert plan.counts() == (0, 0)
+    work(make_plan(1, storage=storage, driver=driver), tmp_path, engine=Interrupted)
+    assert [trial.state for trial in plan.study.trials] == [TrialState.COMPLETE] * 2
+    assert len(set(trained[: 2 * drivers.MAX_ATTEMPTS])) == 1
 
 
 def test_what_fails_is_told_and_not_fatal(tmp_path, monkeypatch):

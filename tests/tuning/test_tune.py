@@ -2,14 +2,17 @@
 
 import argparse
 import csv
+import inspect
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from dataclasses import fields
 
 import numpy as np
 import optuna
@@ -23,10 +26,13 @@ from sb3_sparse.cli.main import main
 from sb3_sparse.runs.result import RunResult
 from sb3_sparse.runs.store import Store
 from sb3_sparse.runs.training import check_trainable, model_file
+from sb3_sparse.tuning import command as command_module
 from sb3_sparse.tuning import configuration, jobs, results, sampling, session, study, tables, timing
-from sb3_sparse.tuning.arguments import with_question
+from sb3_sparse.tuning.arguments import add_tune_arguments, with_question
 from sb3_sparse.tuning.figure import plot_front
+from sb3_sparse.tuning.front import find_front
 from sb3_sparse.tuning.questions import FrontQuestion, KeepQuestion
+from sb3_sparse.tuning.sparsest import find_sparsest
 from sb3_sparse.tuning.storage import open_storage
 from sb3_sparse.utils.command_line import hyperparameter
 from tests.helpers import equal_state
@@ -521,6 +527,27 @@ def test_default_names_do_not_collide():
     assert FrontQuestion(algo="sac", env="ALE/Pong-v5").name == "sac-ALE-Pong-v5"
 
 
+@pytest.mark.parametrize(("find", "kind"), [(find_front, FrontQuestion), (find_sparsest, KeepQuestion)])
+def test_each_option_is_there_once(find, kind):
+    """In a frozen dataclass, whose defaults the command line has too; there were fifteen arguments."""
+    assert list(inspect.signature(find).parameters) == ["question", "place"]
+    assert kind.__dataclass_params__.frozen
+    parser = argparse.ArgumentParser()
+    add_tune_arguments(parser)
+    command = ["keep", "0.9"] if kind is KeepQuestion else ["front"]
+    given = command_module._given(parser.parse_args([*command, *TASK]), kind)
+    assert given | {"parameters": {}} == {"algo": "sac", "env": "Pendulum-v1", "parameters": {}} | (
+        {"fraction": 0.9} if kind is KeepQuestion else {}
+    )
+    question = kind(**given | {"parameters": {}})
+    named = {column.name: getattr(question, column.name) for column in fields(kind)}
+    (sub,) = parser._subparsers._group_actions
+    helps = {action.dest: action.help for action in sub.choices[command[0]]._actions}
+    for name, default in named.items():
+        found = re.search(r"\(default: ([\d.]+)\)", helps[name] or "")
+        assert found is None or float(found[1]) == default, name
+
+
 def test_a_search_of_stock_hyperparameters_has_a_sparse_policy_to_count():
     subject = make_subject(
         search=("stock",), section={**section(), "policy": "MlpPolicy", "policy_kwargs": {"net_arch": [16]}}
@@ -701,4 +728,8 @@ def test_points_that_fall_off_the_front_are_marked(tmp_path):
     assert "| 2 (few, 1 of 3 failed) |" in text
     files = plot_front(subject, rows, points, tmp_path / "front")
     assert [file.suffix for file in files] == [".png", ".svg"]
-    assert "fell off it when trained again" in files[1].read_text()
+    figure = files[1].read_text()
+    assert "fell off it when trained again" in figure
+    # Few numbers on the logarithmic axis, which do not run into each other
+    axis = re.search(r'<g id="matplotlib.axis_1">(.*?)<g id="matplotlib.axis_2">', figure, re.DOTALL)[1]
+    assert re.findall(r">([^<>]+)</text>", axis) == ["50", "100", "200", "500", "1,000", "bytes"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from sb3_sparse.cli.main import main
 from sb3_sparse.cli.zoo import _checked_searches
 from sb3_sparse.conversion.loading import find_model_file
 from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.tuning import zoo
 from sb3_sparse.tuning.stock import stock_sampler
 from sb3_sparse.tuning.trials import find_trial
 from sb3_sparse.tuning.zoo import register_searches
@@ -399,3 +401,17 @@ def test_steps_may_come_from_the_command_line(tmp_path):
         with pytest.raises(ValueError, match="`n_timesteps` is missing"):
             _checked_searches([*arguments, *steps], ["-conf", str(file)])
     assert _checked_searches([*arguments, "-n", "150"], ["-conf", str(file)]) == ["sparsity"]
+
+
+def test_the_manager_is_not_searched_in_stack_frames(monkeypatch):
+    """Its wrapped methods say which one it is; that somebody has one as a local variable says nothing."""
+    for file in Path(zoo.__file__).parent.glob("*.py"):
+        assert not re.search(r"_getframe|currentframe|inspect\.stack|f_back|f_locals", file.read_text()), file.name
+    register_searches()
+    configure(CARTPOLE)
+    monkeypatch.setattr(zoo, "_session", lambda found: pytest.fail(f"found {found}"))
+
+    def sample(self, trial):
+        return HYPERPARAMS_SAMPLER["dqn"](trial, 0, 1, {"using_her_replay_buffer": False})
+
+    assert "learning_rate" in sample(manager("dqn", "CartPole-v1", "c.yml"), optuna.create_study().ask())
