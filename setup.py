@@ -49,7 +49,7 @@ def engine() -> Extension:
     import pybind11
 
     folder = Path("sb3_sparse/engine/src")
-    names = ["bindings", "network", "threads", "kernels_baseline", *(["kernels_avx2", "kernels_avx512"] if X86 else [])]
+    names = ["bindings", "network", "training", "threads", "kernels_baseline", *(["kernels_avx2", "kernels_avx512"] if X86 else [])]
     flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-g0"]
     links = [] if sys.platform == "darwin" else ["-pthread"]
     if SANITIZE:

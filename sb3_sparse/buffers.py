@@ -212,13 +212,23 @@ class DynamicNStepReplayBuffer(NStepReplayBuffer):
         :return: The samples; ``discounts`` is None with ``n_steps=1``, where it is gamma for all.
         :raises ValueError: If no transition is live.
         """
+        return self._get_samples(self.draw_rows(batch_size), env=env)
+
+    def draw_rows(self, batch_size: int) -> np.ndarray:
+        """
+        Draw live rows, uniformly and with replacement.
+
+        :param batch_size: Number of rows.
+        :return: Indices of rows, int64, ``[batch_size]``.
+        :raises ValueError: If no transition is live.
+        """
         if self._window == 0:
             raise ValueError("the replay buffer has no live transition to sample")
         rows = np.random.randint(0, self._window, size=batch_size)
         # Where all is live the draws are the stock buffer's rows; otherwise they count from the oldest live row
         if self._window < super().size():
             rows = (rows + self.pos - self._window) % self.buffer_size
-        return self._get_samples(rows, env=env)
+        return rows
 
     def _get_samples(self, batch_inds: np.ndarray, env: VecNormalize | None = None) -> ReplayBufferSamples:
         """

@@ -59,6 +59,11 @@ class SeparateLayers:
             self._survivors = Survivors(self.layers, [0] * len(self.layers)) if readable else None
         return self._survivors
 
+    def forget_gradients(self) -> None:
+        """Clear the gradients of all parameters."""
+        if self._survivors is not None:
+            self._survivors.gradients.forget()
+
 
 class SurvivorAdam(Adam):
     """
@@ -170,8 +175,7 @@ class SurvivorAdam(Adam):
         if not set_to_none:
             return super().zero_grad(set_to_none)
         for part in self.parts:
-            if isinstance(part, SparseSequential):
-                part.forget_gradients()
+            part.forget_gradients()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if plain_grad(parameter) is not None:

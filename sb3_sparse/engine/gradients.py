@@ -151,6 +151,21 @@ class Gradients:
                     # Autograd has put there what came to the parameter by other ways
                     others.add_(gradient)
 
+    def clip(self, max_norm: float) -> bool:
+        """
+        Scale the gradients, as ``torch.nn.utils.clip_grad_norm_`` does if the parameters here are all there are.
+
+        :param max_norm: Largest norm.
+        :return: False, and nothing is done, if not all of them wait.
+        """
+        if not self.waiting or any(plain_grad(parameter) is not None for parameter in self.parameters):
+            return False
+        self._compute()
+        factor = max_norm / (self.network.gradient_norm() + 1e-6)
+        if not factor >= 1:  # not a number, too
+            self.network.scale_gradient(factor)
+        return True
+
     def forget(self) -> None:
         """Clear all gradients, as ``zero_grad`` does."""
         self.waiting = self._computed = False

@@ -152,19 +152,9 @@ class SparseSequential(nn.Sequential):
             if self.choice.engine == "native":
                 native.notice(f"engine='native' multiplies float32 and float64; torch multiplies {dtype}")
             return None
-        if [*self._modules.values()] != self._order:
-            self._prepare()
+        if not self.is_plain() or self.wants_dense_gradients() or x.layout is not th.strided or x.is_neg() or x.shape[1] != self.layers[0].in_features:
+            return None
         layers = self.layers
-        if not layers:
-            return None
-        for module, kind, attributes in self._members:
-            if type(module) is not kind or "forward" in attributes:
-                return None
-        if any(self._hooks) or _watched() or x.layout is not th.strided or x.is_neg() or x.shape[1] != layers[0].in_features:
-            return None
-        for layer in layers:
-            if layer.wants_dense_gradient or layer.own_pattern is not None or layer.quantizer is not None:
-                return None
         survivors = self._survivors.get(dtype)
         key = (x.shape[0], th.get_num_threads())
         if survivors is None or not survivors.fits():
@@ -175,6 +165,30 @@ class SparseSequential(nn.Sequential):
         if decided is None:
             decided = survivors.decided[key] = self._decide(key)
         return survivors if decided else None
+
+    def wants_dense_gradients(self) -> bool:
+        """Whether an updater wants gradients that the kernels do not compute."""
+        for layer in self.layers:
+            if layer.wants_dense_gradient:
+                return True
+        return False
+
+    def is_plain(self) -> bool:
+        """Whether it is what the kernels compute, and nobody watches its passes."""
+        if [*self._modules.values()] != self._order:
+            self._prepare()
+        layers = self.layers
+        if not layers:
+            return False
+        for module, kind, attributes in self._members:
+            if type(module) is not kind or "forward" in attributes:
+                return False
+        if any(self._hooks) or _watched():
+            return False
+        for layer in layers:
+            if layer.own_pattern is not None or layer.quantizer is not None:
+                return False
+        return True
 
     def _decide(self, batch: tuple[int, int]) -> bool:
         """Whether the kernels run a size of batch with a number of threads; decided once for each density."""

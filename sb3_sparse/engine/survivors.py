@@ -183,6 +183,24 @@ class Survivors:
                 self.all_clean = all(self.clean)
         return self.all_clean
 
+    def average(self, online: Survivors, tau: float) -> bool:
+        """
+        Average all weights and biases into these, as Stable-Baselines3's ``polyak_update`` does, bit for bit.
+
+        :param online: What is averaged in.
+        :param tau: Its share.
+        :return: False, and nothing is done, if the masks are not the same or pruned weights are not zero.
+        """
+        with self.lock, online.lock:
+            if not self.follow() or not online.follow() or len(self.parameters) != len(online.parameters):
+                return False
+            for weight, other in zip(self.weights, online.weights, strict=True):
+                if not weight.has_mask_of(other):
+                    return False
+            self.network.average_all(1 - tau, tau, online.network)
+            self.wrote_values()
+        return True
+
     def matrix(self, index: int) -> th.Tensor:
         """
         Give a weight in the memory it had when the survivors were made.

@@ -51,6 +51,16 @@ class _AroundStep:
             getattr(sparsifier, self.method)(self.name)
 
 
+def is_own_step_hook(hook: Any) -> bool:
+    """
+    Tell a sparsifier's step hooks from those of others.
+
+    :param hook: A step hook of an optimizer.
+    :return: Whether a sparsifier put it there.
+    """
+    return type(hook) is _AroundStep
+
+
 class _BeforeLoad:
     """``load_state_dict`` pre-hook of one optimizer: what cannot be loaded is refused while nothing is overwritten."""
 
@@ -440,6 +450,15 @@ class Sparsifier(nn.Module):
         for name, optimizer in self.optimizers.items():
             if any(layer.mask_values is not None for layer in self._owned_layers[name]):
                 self.engine.adopt(optimizer, self._owned_layers[name])
+
+    def adopt_optimizer(self, name: str) -> None:
+        """
+        Let an optimizer go over survivors though nothing of its networks is pruned.
+
+        :param name: Name of the optimizer.
+        """
+        if self.engine is not None:
+            self.engine.adopt(self.optimizers[name], self._owned_layers[name])
 
     def _after_step(self, optimizer: str) -> None:
         getattr(self, f"n_steps_{optimizer}").add_(1)

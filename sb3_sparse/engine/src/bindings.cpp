@@ -5,7 +5,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+
 #include "network.h"
+#include "training.h"
 
 namespace py = pybind11;
 using namespace engine;
@@ -129,6 +132,67 @@ std::shared_ptr<Deltas<T>> backward(const std::shared_ptr<Tape<T>>& tape, Addres
     return deltas;
 }
 
+// --- Gradient steps, single precision alone ---
+
+using Nets = std::vector<TensorNetwork<float>*>;
+using Transitions = std::shared_ptr<Batch<float>>;
+
+Net<float> fresh(TensorNetwork<float>& network) {
+    network.gather_biases();
+    return network.network;
+}
+std::vector<Net<float>> fresh(const Nets& networks) {
+    std::vector<Net<float>> all;
+    for (TensorNetwork<float>* network : networks) all.push_back(fresh(*network));
+    return all;
+}
+Rows2d rows(Address data, bool is_double, ptrdiff_t stride, Address indices) {
+    return {at<const void>(data), is_double, stride, at<const int64_t>(indices)};
+}
+
+void bind_training(py::module_& module) {
+    using NoGil = py::call_guard<py::gil_scoped_release>;
+    using B = Batch<float>;
+    py::class_<B, Transitions>(module, "Batch")
+        .def(py::init([](int n_samples, int n_observations, int n_actions) {
+            if (n_samples < 1 || n_observations < 1 || n_actions < 0) throw py::value_error("a batch needs samples and observations");
+            return std::make_shared<B>(n_samples, n_observations, n_actions);
+        }))
+        // Everything that is put: address, whether it is double, values from row to row, address of int64 row numbers or 0
+        .def("put_observations", [](B& b, Address d, bool f, ptrdiff_t s, Address i) { return b.put_observations(rows(d, f, s, i)); }, NoGil())
+        .def("put_next_observations", [](B& b, Address d, bool f, ptrdiff_t s, Address i) { return b.put_next_observations(rows(d, f, s, i)); },
+             NoGil())
+        .def("put_actions", [](B& b, Address d, bool f, ptrdiff_t s, Address i) { return b.put_actions(rows(d, f, s, i)); }, NoGil())
+        .def("put_rewards",
+             [](B& b, Address reward, Address done, Address timeout, Address indices, Address discounts, double discount) {
+                 return b.put_rewards(at<const float>(reward), at<const float>(done), at<const float>(timeout), at<const int64_t>(indices),
+                                      at<const float>(discounts), discount);
+             }, NoGil());
+    py::class_<Drawn<float>, std::shared_ptr<Drawn<float>>>(module, "Drawn");
+    module.def("td3_critics", [](const Transitions& batch, TensorNetwork<float>& actor_target, const Nets& targets, const Nets& critics,
+                                 Address noise, double noise_clip, int n_threads) {
+        return td3_critics<float>(batch, fresh(actor_target), fresh(targets), fresh(critics), at<const float>(noise), noise_clip, n_threads);
+    }, NoGil());
+    module.def("td3_actor", [](const Transitions& batch, TensorNetwork<float>& actor, TensorNetwork<float>& critic, int n_threads) {
+        return td3_actor<float>(batch, fresh(actor), fresh(critic), n_threads);
+    }, NoGil());
+    module.def("sac_draw", [](const Transitions& batch, TensorNetwork<float>& body, TensorNetwork<float>& heads, Address noise, int n_threads) {
+        return sac_draw<float>(batch, fresh(body), fresh(heads), at<const float>(noise), n_threads);
+    }, NoGil());
+    module.def("sac_critics", [](const Transitions& batch, TensorNetwork<float>& body, TensorNetwork<float>& heads, const Nets& targets,
+                                 const Nets& critics, Address noise, double entropy_coefficient, int n_threads) {
+        return sac_critics<float>(batch, fresh(body), fresh(heads), fresh(targets), fresh(critics), at<const float>(noise),
+                                  entropy_coefficient, n_threads);
+    }, NoGil());
+    module.def("sac_actor", [](const Transitions& batch, const Drawn<float>& drawn, const Nets& critics, double entropy_coefficient,
+                               int n_threads) {
+        return sac_actor<float>(batch, drawn, fresh(critics), entropy_coefficient, n_threads);
+    }, NoGil());
+    module.def("dqn", [](const Transitions& batch, TensorNetwork<float>& network, TensorNetwork<float>& target, Address actions, int n_threads) {
+        return dqn<float>(batch, fresh(network), fresh(target), at<const int64_t>(actions), n_threads);
+    }, NoGil());
+}
+
 template <class T>
 void bind(py::module_& module, const std::string& suffix) {
     using M = TensorNetwork<T>;
@@ -177,6 +241,24 @@ void bind(py::module_& module, const std::string& suffix) {
             kernels<T>()->scale(n, keep, values);
             kernels<T>()->add(n, tau, other, values);
             m.network->touch();
+        }, NoGil())
+        // The same for all weights and biases, the dense ones too
+        .def("average_all", [](M& m, double keep, double tau, M& online) {
+            if (m.network->size() != online.network->size()) throw py::value_error("the two networks differ");
+            m.gather_biases();
+            online.gather_biases();
+            kernels<T>()->scale(m.network->size(), keep, m.network->values.data());
+            kernels<T>()->add(m.network->size(), tau, online.network->values.data(), m.network->values.data());
+            m.network->touch();
+            m.scatter_values();
+        }, NoGil())
+        .def("gradient_norm", [](const M& m) {
+            double sum = 0;
+            for (const T g : m.network->gradient) sum += double(g) * g;
+            return std::sqrt(sum);
+        }, NoGil())
+        .def("scale_gradient", [](M& m, double factor) {
+            for (T& g : m.network->gradient) g *= T(factor);
         }, NoGil());
     module.def("forward", &forward<T>);
     module.def("backward", &backward<T>);
@@ -187,7 +269,7 @@ void bind(py::module_& module, const std::string& suffix) {
 PYBIND11_MODULE(_native, module) {
     module.doc() = "Compiled sparse kernels of sb3_sparse";
     // Raised whenever what Python calls here changes: a module that was built from other sources is not used
-    module.attr("INTERFACE") = 2;
+    module.attr("INTERFACE") = 3;
     module.def("available_sets", &available_sets);
     module.def("choose_set", &choose_set);
     module.def("active_set", [] { return std::string(kernels<float>()->name); });
@@ -199,4 +281,5 @@ PYBIND11_MODULE(_native, module) {
     });
     bind<float>(module, "");
     bind<double>(module, "Double");
+    bind_training(module);
 }

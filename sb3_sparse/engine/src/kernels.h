@@ -12,6 +12,8 @@ enum Activation : int { kIdentity = 0, kReLU = 1, kTanh = 2 };
 // [feature][n * lanes]: every weight is one pass over contiguous lanes.
 constexpr int kPanelVectors = 4;
 constexpr int kMaxGroup = 4;
+// As stable_baselines3.sac.policies clamps, and as its distribution keeps logarithms away from zero
+constexpr double kLogStdMin = -20, kLogStdMax = 2, kSquashEpsilon = 1e-6;
 // The widest vector of any instruction set
 constexpr size_t kAlignment = 64;
 
@@ -53,6 +55,12 @@ struct Kernels {
                    ptrdiff_t feature_stride, bool add);
     // Whether n values, whole vectors, are all finite
     bool (*finite)(size_t n, const T* values);
+    // One action of n samples, whole vectors, drawn from a Gaussian and squashed (Haarnoja et al. 2018, appendix C):
+    // action = tanh(mean + std * noise), log_std clamped to [kLogStdMin, kLogStdMax]; its log-probability is added to log_prob
+    void (*squash)(size_t n, const T* mean, const T* log_std, const T* noise, T* action, T* log_prob);
+    // The gradients of weight * log_prob + d_action * action
+    void (*squash_gradient)(size_t n, const T* log_std, const T* noise, const T* action, const T* d_action, double weight,
+                            T* d_mean, T* d_log_std);
     // n rounds of independent multiply-adds that touch registers alone; *flops says how many operations that is
     T (*peak)(size_t n, double* flops);
     // Adam (Kingma & Ba 2015) as torch's single-tensor loop computes it, in two halves: root is the square root of square,

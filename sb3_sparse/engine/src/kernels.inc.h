@@ -343,6 +343,93 @@ void weight_gradient(const Rows& rows, const Panels& panels, size_t x_stride, si
         }
 }
 
+// --- Squashed Gaussian ---
+
+inline Vec<float> exp_vector(Vec<float> x) {
+    // Cephes' expf for arguments whose result is a normal number
+    typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
+    const Vec<float> zero{};
+    const Vec<float> shifted = x * 1.44269504088896341f + (x < zero ? zero - 0.5f : zero + 0.5f);
+    const Int n = __builtin_convertvector(shifted, Int);
+    const Vec<float> whole = __builtin_convertvector(n, Vec<float>);
+    Vec<float> rest = x - whole * 0.693359375f;
+    rest = rest - whole * -2.12194440e-4f;
+    Vec<float> power = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    power = power * rest + 8.3334519073e-3f;
+    power = power * rest + 4.1665795894e-2f;
+    power = power * rest + 1.6666665459e-1f;
+    power = power * rest + 5.0000001201e-1f;
+    power = power * rest * rest + rest + 1.0f;
+    const Int exponent = (n + 127) << 23;
+    return power * (Vec<float>)exponent;
+}
+
+inline Vec<float> log_vector(Vec<float> x) {
+    // Cephes' logf for positive normal numbers
+    typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
+    const Int bits = (Int)x;
+    Int exponent = (bits >> 23) - 126;
+    Vec<float> rest = (Vec<float>)((bits & 0x007fffff) | 0x3f000000);  // in [0.5, 1)
+    const Int small = rest < 0.707106781186547524f;
+    exponent += small;  // -1 where small
+    rest = (small ? rest + rest : rest) - 1.0f;
+    const Vec<float> square = rest * rest, e = __builtin_convertvector(exponent, Vec<float>);
+    Vec<float> y = rest * 7.0376836292e-2f - 1.1514610310e-1f;
+    y = y * rest + 1.1676998740e-1f;
+    y = y * rest - 1.2420140846e-1f;
+    y = y * rest + 1.4249322787e-1f;
+    y = y * rest - 1.6668057665e-1f;
+    y = y * rest + 2.0000714765e-1f;
+    y = y * rest - 2.4999993993e-1f;
+    y = y * rest + 3.3333331174e-1f;
+    y = y * rest * square + e * -2.12194440e-4f - square * 0.5f;
+    return rest + y + e * 0.693359375f;
+}
+
+inline Vec<double> exp_vector(Vec<double> x) {
+    for (int lane = 0; lane < Vector<double>::lanes; ++lane) x[lane] = __builtin_exp(x[lane]);
+    return x;
+}
+inline Vec<double> log_vector(Vec<double> x) {
+    for (int lane = 0; lane < Vector<double>::lanes; ++lane) x[lane] = __builtin_log(x[lane]);
+    return x;
+}
+
+template <class T>
+inline Vec<T> clamped(Vec<T> log_std) {
+    const Vec<T> low = broadcast<T>(T(kLogStdMin)), high = broadcast<T>(T(kLogStdMax));
+    log_std = log_std < low ? low : log_std;
+    return log_std > high ? high : log_std;
+}
+
+template <class T>
+void squash(size_t n, const T* mean, const T* log_std, const T* noise, T* action, T* log_prob) {
+    for (size_t i = 0; i < n; i += Vector<T>::lanes) {
+        const Vec<T> log_scale = clamped<T>(load<T>(log_std + i)), scale = exp_vector(log_scale), middle = load<T>(mean + i);
+        const Vec<T> drawn = middle + scale * load<T>(noise + i);
+        const Vec<T> result = tanh_vector(drawn), distance = drawn - middle;
+        store<T>(action + i, result);
+        const Vec<T> normal = -(distance * distance) / (T(2) * scale * scale) - log_scale - T(0.91893853320467274178);
+        store<T>(log_prob + i, load<T>(log_prob + i) + normal - log_vector(T(1) - result * result + T(kSquashEpsilon)));
+    }
+}
+
+template <class T>
+void squash_gradient(size_t n, const T* log_std, const T* noise, const T* action, const T* d_action, double weight, T* d_mean,
+                     T* d_log_std) {
+    const Vec<T> zero{}, low = broadcast<T>(T(kLogStdMin)), high = broadcast<T>(T(kLogStdMax));
+    const T w = T(weight);
+    for (size_t i = 0; i < n; i += Vector<T>::lanes) {
+        const Vec<T> raw = load<T>(log_std + i), result = load<T>(action + i);
+        const Vec<T> slope = T(1) - result * result;
+        const Vec<T> d_drawn = slope * (load<T>(d_action + i) + T(2) * w * result / (slope + T(kSquashEpsilon)));
+        store<T>(d_mean + i, d_drawn);
+        // Through the draw; the density's own dependence on mean and scale cancels but for the logarithm of the scale
+        const Vec<T> d_scale = d_drawn * load<T>(noise + i) * exp_vector(clamped<T>(raw)) - w;
+        store<T>(d_log_std + i, raw < low ? zero : (raw > high ? zero : d_scale));
+    }
+}
+
 // --- Layout ---
 
 template <class T>
@@ -471,7 +558,7 @@ void add(size_t n, double tau, const T* __restrict online, T* __restrict target)
 
 template <class T>
 constexpr Kernels<T> table{KERNEL_NAME, Vector<T>::lanes, &forward<T>, &backward<T>, &derivative<T>, &weight_gradient<T>,
-                           &pack<T>,    &unpack<T>,       &finite<T>,  &peak<T>,    &adam_moments<T>, &adam_values<T>, &scale<T>,    &add<T>};
+                           &pack<T>,    &unpack<T>,       &finite<T>,  &squash<T>, &squash_gradient<T>, &peak<T>,    &adam_moments<T>, &adam_values<T>, &scale<T>,    &add<T>};
 
 }  // namespace
 

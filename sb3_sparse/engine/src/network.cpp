@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 #include <new>
 
+#include "panels.h"
 #include "threads.h"
 
 namespace engine {
@@ -95,70 +95,9 @@ T* Buffer<T>::reserve(size_t size) {
     return data_;
 }
 
-namespace {
-
-// Buffers that are given back instead of freed: a training asks for the same sizes again and again
-template <class T>
-class Store {
-   public:
-    Buffer<T> take(size_t size) {
-        Buffer<T> buffer;
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            // The smallest that is large enough, otherwise the largest there is
-            auto best = free_.end();
-            for (auto it = free_.begin(); it != free_.end(); ++it) {
-                if (best == free_.end()) best = it;
-                const bool fits = it->size() >= size, best_fits = best->size() >= size;
-                if (fits != best_fits ? fits : (fits ? it->size() < best->size() : it->size() > best->size())) best = it;
-            }
-            if (best != free_.end()) {
-                std::swap(*best, free_.back());
-                buffer = std::move(free_.back());
-                free_.pop_back();
-            }
-        }
-        buffer.reserve(size);
-        return buffer;
-    }
-    void give(Buffer<T>&& buffer) {
-        std::lock_guard<std::mutex> lock(mutex_);
-        if (free_.size() < 64) free_.push_back(std::move(buffer));
-    }
-
-   private:
-    std::mutex mutex_;
-    std::vector<Buffer<T>> free_;
-};
-
-// Never destroyed: Python may give the last tapes back while the process ends
-template <class T>
-Store<T>& store() {
-    static Store<T>* store = new Store<T>;
-    return *store;
-}
-
-// Held for the time of a call
-template <class T>
-class Loan {
-   public:
-    Loan() = default;
-    explicit Loan(size_t size) : buffer_(store<T>().take(size)) {}
-    Loan(Loan&&) = default;
-    ~Loan() {
-        if (buffer_.data() != nullptr) store<T>().give(std::move(buffer_));
-    }
-    T* data() const { return buffer_.data(); }
-
-   private:
-    Buffer<T> buffer_;
-};
-
-}  // namespace
-
 template <class T>
 Tape<T>::~Tape() {
-    if (input.data() != nullptr) store<T>().give(std::move(input));
+    if (own_input.data() != nullptr) store<T>().give(std::move(own_input));
     for (auto& buffer : outputs) store<T>().give(std::move(buffer));
 }
 
@@ -266,40 +205,11 @@ void Network<T>::prepare_transposed() {
 }
 
 template <class T>
-const T* Network<T>::transposed(size_t layer) {
+const T* Network<T>::transposed(size_t layer) const {
     return transposed_[layer].data();
 }
 
 // --- Passes ---
-
-namespace {
-
-template <class T>
-struct Layout {
-    int lanes, full_width;
-    Panels panels;
-
-    Layout(const Kernels<T>& kernels, int n_samples)
-        : lanes(kernels.lanes), full_width(kPanelVectors * kernels.lanes) {
-        panels.n_panels = (n_samples + full_width - 1) / full_width;
-        const int rest = n_samples - (panels.n_panels - 1) * full_width;
-        panels.last_vectors = (rest + lanes - 1) / lanes;
-    }
-    int vectors(int panel) const { return panel == panels.n_panels - 1 ? panels.last_vectors : kPanelVectors; }
-    int samples(int panel, int n_samples) const { return std::min(full_width, n_samples - panel * full_width); }
-    size_t stride(int features) const { return size_t(features) * full_width; }
-    // Values of a whole batch
-    size_t size(int features) const {
-        return stride(features) * (panels.n_panels - 1) + size_t(features) * panels.last_vectors * lanes;
-    }
-};
-
-template <class T>
-Matrix<T> rows_from(const Matrix<T>& matrix, ptrdiff_t row) {
-    return {matrix.data + row * matrix.row_stride, matrix.row_stride, matrix.column_stride};
-}
-
-}  // namespace
 
 template <class T>
 bool run_forward(const std::shared_ptr<Network<T>>& network, Matrix<const T> x, int n_samples, Matrix<T> y, int n_threads,
@@ -312,29 +222,25 @@ bool run_forward(const std::shared_ptr<Network<T>>& network, Matrix<const T> x, 
     for (const Layer<T>& layer : layers) widest = std::max(widest, layer.n_outputs);
     if (tape != nullptr) {
         tape->network = network, tape->kernels = &k, tape->n_samples = n_samples, tape->panels = layout.panels;
-        tape->input = store<T>().take(layout.size(n_inputs));
+        tape->own_input = store<T>().take(layout.size(n_inputs));
+        tape->input = {tape->own_input.data(), layout.stride(n_inputs)};
         for (const Layer<T>& layer : layers) tape->outputs.push_back(store<T>().take(layout.size(layer.n_outputs)));
     }
     std::atomic<bool> finite{true};
-    const T* values = network->values.data();
     parallel(layout.panels.n_panels, n_threads, [&](int panel) {
         const int n_vectors = layout.vectors(panel), samples = layout.samples(panel, n_samples);
         const size_t width = size_t(n_vectors) * layout.lanes;
         // Without a tape two panels are enough: one to read and one to write, in turns
         const Loan<T> packed = tape != nullptr ? Loan<T>() : Loan<T>(layout.stride(n_inputs));
         const Loan<T> scratch = tape != nullptr ? Loan<T>() : Loan<T>(2 * layout.stride(widest));
-        T* input = tape != nullptr ? tape->input.data() + panel * layout.stride(n_inputs) : packed.data();
+        T* input = tape != nullptr ? tape->own_input.data() + panel * layout.stride(n_inputs) : packed.data();
         const Matrix<const T> source = rows_from(x, ptrdiff_t(panel) * layout.full_width);
         k.pack(source.data, source.row_stride, source.column_stride, samples, n_inputs, n_vectors, input);
         if (!k.finite(n_inputs * width, input)) finite = false;
-        const T* from = input;
-        for (size_t l = 0; l < layers.size(); ++l) {
-            T* to = tape != nullptr ? tape->outputs[l].data() + panel * layout.stride(layers[l].n_outputs)
-                                    : scratch.data() + l % 2 * layout.stride(widest);
-            k.forward(layers[l].forward.rows(), values + layers[l].values, layers[l].has_bias ? values + layers[l].bias : nullptr,
-                      layers[l].activation, n_vectors, from, to);
-            from = to;
-        }
+        const T* from = forward_panel(k, *network, n_vectors, input, [&](size_t l) {
+            return tape != nullptr ? tape->outputs[l].data() + panel * layout.stride(layers[l].n_outputs)
+                                   : scratch.data() + l % 2 * layout.stride(widest);
+        });
         const Matrix<T> target = rows_from(y, ptrdiff_t(panel) * layout.full_width);
         k.unpack(from, samples, layers.back().n_outputs, n_vectors, target.data, target.row_stride, target.column_stride, false);
         if (!k.finite(layers.back().n_outputs * width, from)) finite = false;
@@ -371,13 +277,9 @@ void run_backward(Deltas<T>* deltas, Matrix<const T> dy, Matrix<T> dx, int n_thr
         T* top = at(deltas->layers[last], layers[last].n_outputs);
         const Matrix<const T> source = rows_from(dy, ptrdiff_t(panel) * layout.full_width);
         k.pack(source.data, source.row_stride, source.column_stride, samples, layers[last].n_outputs, n_vectors, top);
-        if (layers[last].activation != kIdentity)
-            k.derivative(layers[last].activation, size_t(layers[last].n_outputs) * n_vectors * k.lanes,
-                         at(tape.outputs[last], layers[last].n_outputs), top);
-        for (size_t l = last; l > 0; --l)
-            k.backward(layers[l].backward.rows(), network.transposed(l), layers[l - 1].activation, n_vectors,
-                       at(deltas->layers[l], layers[l].n_outputs), at(tape.outputs[l - 1], layers[l].n_inputs),
-                       at(deltas->layers[l - 1], layers[l].n_inputs));
+        backward_panel(
+            k, network, n_vectors, [&](size_t l) { return at(deltas->layers[l], layers[l].n_outputs); },
+            [&](size_t l) { return at(tape.outputs[l], layers[l].n_outputs); });
         if (dx.data != nullptr) {
             k.backward(layers[0].backward.rows(), network.transposed(0), kIdentity, n_vectors,
                        at(deltas->layers[0], layers[0].n_outputs), nullptr, below.data());
@@ -411,15 +313,18 @@ void weight_gradient(const Deltas<T>& deltas, bool accumulate, int n_threads) {
     parallel(int(pieces.size()), n_threads, [&](int i) {
         const Piece& piece = pieces[i];
         const Layer<T>& layer = layers[piece.layer];
-        const Buffer<T>& input = piece.layer == 0 ? tape.input : tape.outputs[piece.layer - 1];
-        k.weight_gradient(layer.forward.rows(), tape.panels, layout.stride(layer.n_inputs), layout.stride(layer.n_outputs), piece.begin,
-                          piece.end, accumulate, input.data(), deltas.layers[piece.layer].data(), gradient + layer.values,
+        const Activations<T> input = piece.layer == 0 || deltas.side_by_side
+                                         ? tape.input
+                                         : Activations<T>{tape.outputs[piece.layer - 1].data(), layout.stride(layer.n_inputs)};
+        k.weight_gradient(layer.forward.rows(), tape.panels, input.stride, layout.stride(layer.n_outputs), piece.begin,
+                          piece.end, accumulate, input.data, deltas.layers[piece.layer].data(), gradient + layer.values,
                           layer.has_bias ? gradient + layer.bias : nullptr);
     });
 }
 
 #define INSTANTIATE(T)                                                                                                    \
     template const Kernels<T>* kernels<T>();                                                                              \
+    template class Buffer<T>;                                                                                            \
     template class Network<T>;                                                                                            \
     template struct Tape<T>;                                                                                              \
     template struct Deltas<T>;                                                                                            \

@@ -69,7 +69,7 @@ class Network {
     // Call after `values` changed.
     void touch() { transposed_valid_ = false; }
     // A layer's values in the order of its backward index.
-    const T* transposed(size_t layer);
+    const T* transposed(size_t layer) const;
     void prepare_transposed();
 
     std::vector<T> values, gradient, mean, square, root;
@@ -80,6 +80,13 @@ class Network {
     bool transposed_valid_ = false;
 };
 
+// Activations of a whole batch in panels, `stride` values from one full panel to the next.
+template <class T>
+struct Activations {
+    const T* data;
+    size_t stride;
+};
+
 // What a backward pass needs of the forward pass before it.
 template <class T>
 struct Tape {
@@ -87,8 +94,10 @@ struct Tape {
     const Kernels<T>* kernels;
     int n_samples;
     Panels panels;
-    // Activations in panels: input, then the output of every layer
-    Buffer<T> input;
+    // In panels: the input, in this tape's own memory or in somebody's whom it holds, and the output of every layer
+    Buffer<T> own_input;
+    std::shared_ptr<const void> holds;
+    Activations<T> input;
     std::vector<Buffer<T>> outputs;
     ~Tape();
 };
@@ -98,6 +107,8 @@ template <class T>
 struct Deltas {
     std::shared_ptr<const Tape<T>> tape;
     std::vector<Buffer<T>> layers;
+    // Whether all layers of the network lie side by side and read its input, and not each what the one before has put out
+    bool side_by_side = false;
     ~Deltas();
 };
 

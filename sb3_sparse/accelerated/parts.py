@@ -1,0 +1,208 @@
+"""The networks of a model as the kernels run them together, and what tells that they are still what a stock pass would run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch as th
+from torch import nn
+from torch.nn.modules import module as torch_module
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
+
+from sb3_sparse.engine.adam import SeparateLayers, SurvivorAdam
+from sb3_sparse.engine.sequence import SparseSequential
+from sb3_sparse.engine.survivors import Survivors
+from sb3_sparse.nn.sparsifier import is_own_step_hook
+
+#: Methods by which an object could do something else than its class.
+_METHODS = frozenset(
+    {"forward", "__call__", "extract_features", "action_log_prob", "get_action_dist_params", "q1_forward", "train"}
+)
+
+
+class Watched:
+    """
+    Modules that a stock pass goes through and the kernels do not know: the networks themselves, and what makes features.
+
+    :param modules: The modules.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = [(module, type(module), module.__dict__) for module in modules]
+        self._hooks: list[dict[int, Any]] = [
+            hooks
+            for module in modules
+            for hooks in (
+                *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),
+            )
+        ]
+
+    def why_not(self) -> str | None:
+        """What a stock pass would do that the kernels do not, if anything."""
+        if any(self._hooks):
+            return "a module has hooks"
+        for module, kind, attributes in self._modules:
+            if type(module) is not kind or not attributes.keys().isdisjoint(_METHODS):
+                return f"{type(module).__name__} has a method of its own"
+        return None
+
+
+class Part:
+    """
+    A sequence of layers, or layers side by side, with an optimizer or a target network behind them.
+
+    :param part: The sequence, or the layers.
+    """
+
+    def __init__(self, part: SparseSequential | SeparateLayers) -> None:
+        self.part = part
+        self.survivors: Survivors | None = None
+
+    def wants_dense_gradients(self) -> bool:
+        """Whether an updater wants gradients that the kernels do not compute."""
+        part = self.part
+        if isinstance(part, SparseSequential):
+            return part.wants_dense_gradients()
+        return any(layer.wants_dense_gradient for layer in part.layers)
+
+    def why_not(self) -> str | None:
+        """What keeps the kernels from running it, if anything. ``survivors`` are those of its masks as they are, if nothing."""
+        self.survivors = None
+        part = self.part
+        if isinstance(part, SparseSequential):
+            if not part.is_plain():
+                return "a network has hooks, is quantized, or is traced"
+            survivors = part.survivors()
+        else:
+            for layer in part.layers:
+                if layer.own_pattern is not None or layer.quantizer is not None:
+                    return "a layer is quantized"
+                if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+                    return "a layer has hooks"
+                if "forward" in layer.__dict__:
+                    return "a layer has a method of its own"
+            survivors = part.present_survivors()
+        if survivors is None or survivors.weights[0].dtype != th.float32:
+            return "the kernels cannot read a network's parameters (float32 on the CPU, in memory of their own)"
+        self.survivors = survivors
+        return None
+
+    @property
+    def network(self) -> Any:
+        """The kernels' network."""
+        assert self.survivors is not None
+        return self.survivors.network
+
+    def waits_for(self, deltas: Any) -> None:
+        """
+        Take the gradients of a pass. The optimizer computes them, or whoever asks for them.
+
+        :param deltas: The kernels' deltas.
+        """
+        assert self.survivors is not None
+        with self.survivors.lock:
+            self.survivors.gradients.wait(deltas)
+
+
+def watched_by_torch() -> str | None:
+    """What torch does besides computing, and would not see of a native step, if anything."""
+    if not th.is_grad_enabled():
+        return "gradients are off"
+    if th.is_anomaly_enabled():
+        return "anomalies are looked for"
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "all modules have hooks"
+    return None
+
+
+def why_no_gradients(parts: Sequence[Part]) -> str | None:
+    """
+    Find out whether stock gradients would go where nobody but the optimizer sees them.
+
+    :param parts: Online networks whose survivors are up to date.
+    :return: What else would happen to them, if anything.
+    """
+    for part in parts:
+        assert part.survivors is not None
+        for parameter in part.survivors.parameters:
+            if not parameter.requires_grad:
+                return "a parameter is frozen"
+            # One hook is the layer's own
+            if parameter._backward_hooks or len(parameter._post_accumulate_grad_hooks or ()) > 1:
+                return "a parameter has hooks"
+    return None
+
+
+class Trained:
+    """
+    An optimizer and the networks whose parameters are all that it has.
+
+    :param optimizer: The optimizer.
+    :param parts: The networks.
+    """
+
+    def __init__(self, optimizer: SurvivorAdam, parts: Sequence[Part]) -> None:
+        self.optimizer, self.parts = optimizer, list(parts)
+        self._known: list[Any] = []
+
+    def why_not(self) -> str | None:
+        """What an optimizer step would do that is not known here, if anything. The parts' survivors are up to date."""
+        optimizer = self.optimizer
+        if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+            return "all optimizers have hooks"
+        for hooks in (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks):
+            if not all(map(is_own_step_hook, hooks.values())):
+                return "an optimizer has hooks"
+        if "step" in optimizer.__dict__ or "zero_grad" in optimizer.__dict__:
+            return "an optimizer has a method of its own"
+        groups = optimizer.param_groups
+        survivors = [part.survivors for part in self.parts]
+        if self._known != survivors or len(groups) != 1:
+            known = {id(parameter) for one in survivors if one is not None for parameter in one.parameters}
+            if known != {id(parameter) for group in groups for parameter in group["params"]}:
+                return "an optimizer has parameters besides those of the networks"
+            self._known = list(survivors)
+        return None
+
+    def step(self, deltas: Sequence[Any]) -> None:
+        """
+        Replace the gradients and step.
+
+        :param deltas: The kernels' deltas of each part.
+        """
+        self.backward(deltas)
+        self.optimizer.step()
+
+    def backward(self, deltas: Sequence[Any]) -> None:
+        """
+        Replace the gradients.
+
+        :param deltas: The kernels' deltas of each part.
+        """
+        self.optimizer.zero_grad()
+        for part, of_part in zip(self.parts, deltas, strict=True):
+            part.waits_for(of_part)
+
+
+@contextmanager
+def reading(parts: Sequence[Part]) -> Iterator[bool]:
+    """
+    Hold networks for a native call.
+
+    :param parts: Networks whose survivors are up to date.
+    :return: Whether all of them are sparse as their masks say; only then may the kernels run them.
+    """
+    locks = [part.survivors.lock for part in parts if part.survivors is not None]
+    for lock in locks:
+        lock.acquire()
+    try:
+        clean = True
+        for part in parts:
+            assert part.survivors is not None
+            clean = part.survivors.follow() and clean
+        yield clean
+    finally:
+        for lock in reversed(locks):
+            lock.release()
