@@ -50,7 +50,7 @@ def engine() -> Extension:
 
     folder = Path("sb3_sparse/engine/src")
     names = ["bindings", "network", "training", "threads", "kernels_baseline", *(["kernels_avx2", "kernels_avx512"] if X86 else [])]
-    flags = ["-std=c++17", "-O3", "-fvisibility=hidden", "-g0"]
+    flags = ["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
     links = [] if sys.platform == "darwin" else ["-pthread"]
     if SANITIZE:
         flags += [f"-fsanitize={SANITIZE}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-O1", "-g"]

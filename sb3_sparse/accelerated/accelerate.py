@@ -77,9 +77,8 @@ class _Train:
             # Which of its steps update the targets only stock train() knows
             self._say("`gradient_steps` is not 1 and SAC's `target_update_interval` is not 1")
             return self._stock(gradient_steps, batch_size)
-        step.policy.set_training_mode(True)
-        model._update_learning_rate(step.optimizers())
         step.begin()
+        model._update_learning_rate(step.optimizers())
         for _ in range(gradient_steps):
             self._make(step, batch_size)
         step.log()

@@ -12,7 +12,7 @@ from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_sparse.engine.adam import SeparateLayers, SurvivorAdam
-from sb3_sparse.engine.sequence import SparseSequential
+from sb3_sparse.engine.sequence import SparseSequential, watched
 from sb3_sparse.engine.survivors import Survivors
 from sb3_sparse.nn.sparsifier import is_own_step_hook
 
@@ -114,6 +114,8 @@ def watched_by_torch() -> str | None:
         return "anomalies are looked for"
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "all modules have hooks"
+    if watched():
+        return "torch's own operations are wanted (autocast, a trace, a transformation or a mode that overrides them)"
     return None
 
 
@@ -145,6 +147,7 @@ class Trained:
 
     def __init__(self, optimizer: SurvivorAdam, parts: Sequence[Part]) -> None:
         self.optimizer, self.parts = optimizer, list(parts)
+        optimizer.own_roots = True
         self._known: list[Any] = []
 
     def why_not(self) -> str | None:

@@ -73,6 +73,9 @@ class Step(ABC):
                 if type(module.features_extractor) is not FlattenExtractor:
                     raise Unsupported(f"features come from a {type(module.features_extractor).__name__}")
         self.sampler = Sampler(model, self._n_actions())
+        self._modes = [module.__dict__ for module in self.policy.modules()]
+        #: Whether nobody but the algorithm changes the networks in this step.
+        self.alone = False
         #: Values of the present ``train()`` by what they are logged as.
         self.values: dict[str, list[float]] = {}
         self.begin()
@@ -106,6 +109,9 @@ class Step(ABC):
 
     def begin(self) -> None:
         """Begin a call of ``train()``."""
+        # What set_training_mode(True) comes to, module by module in less time; others than these are not in the networks
+        for attributes in self._modes:
+            attributes["training"] = True
         self.values = {f"train/{name}": [] for name in self.logged}
 
     def note(self, name: str, value: float) -> None:
@@ -122,7 +128,7 @@ class Step(ABC):
         self.model.logger.record("train/n_updates", self.model._n_updates, exclude="tensorboard")
         for name, values in self.values.items():
             if values:
-                self.model.logger.record(name, np.mean(values))
+                self.model.logger.record(name, np.mean(values) if len(values) > 1 else np.float64(values[0]))
 
     # --- A step ---
 
@@ -132,6 +138,7 @@ class Step(ABC):
 
     def why_not(self) -> str | None:
         """Why the coming step has to be stock's, if it has to."""
+        self.alone = not self.policy.sparsifier.updaters
         reason = watched_by_torch() or self.watched.why_not()
         if reason is not None:
             return reason
@@ -166,9 +173,13 @@ class Step(ABC):
         """
         return self._run()
 
+    def _is_ready(self, part: Part) -> bool:
+        """Whether the kernels can still run a network, which updaters may have changed within the step."""
+        return self.alone or part.why_not() is None
+
     def _average(self, targets: list[Part], online: list[Part], tau: float) -> None:
         for target, source in zip(targets, online, strict=True):
-            native_too = target.why_not() is None and source.why_not() is None
+            native_too = self._is_ready(target) and self._is_ready(source)
             if not native_too or not target.survivors.average(source.survivors, tau):  # type: ignore[union-attr, arg-type]
                 polyak_update(source.part.parameters(), target.part.parameters(), tau)  # type: ignore[union-attr]
 
@@ -261,7 +272,7 @@ class TD3Step(_ActorCriticStep):
         """The actor's loss; its gradients are left behind."""
         # The critics' step may have brought other masks
         judge = self.critics[0]
-        if judge.why_not() is None:
+        if self._is_ready(judge):
             with reading([self.act, judge]) as clean:
                 if clean:
                     loss, (acted, judged) = native.module.td3_actor(self.sampler.batch, self.act.network, judge.network, n_threads)
@@ -375,7 +386,7 @@ class SACStep(_ActorCriticStep):
 
     def _actor_loss(self, drawn: Any, noise: th.Tensor, coefficient: float, n_threads: int) -> float:
         """The actor's loss; its gradients are left behind."""
-        if all(part.why_not() is None for part in self.critics):
+        if all(map(self._is_ready, self.critics)):
             with reading([self.body, self.of_heads, *self.critics]) as clean:
                 if clean:
                     networks = [part.network for part in self.critics]

@@ -78,6 +78,8 @@ class SurvivorAdam(Adam):
     parts: Sequence[SparseSequential | SeparateLayers] = ()
     #: Whether the last step left everything zero that is pruned: it went over survivors alone, and so did all before.
     over_survivors: bool = False
+    #: Whether a step may take roots of its own, which are rounded as IEEE 754 says: torch's differ in the last bit.
+    own_roots: bool = False
     #: Survivors whose moments are held now, with the number of steps they have made.
     _held: dict[Survivors, int]
     #: Survivors, number of parameters, and those of them that are no survivors': as they were at the last step.
@@ -237,10 +239,14 @@ class SurvivorAdam(Adam):
             beta1, beta2 = options["betas"]
             bias_correction1, bias_correction2 = 1 - beta1**n_steps, 1 - beta2**n_steps
             network = survivors.network
-            network.adam_moments(beta1, beta2, options["weight_decay"])
-            th.sqrt(survivors.square, out=survivors.root)
-            network.adam_values(options["lr"] / bias_correction1, math.sqrt(bias_correction2), options["eps"])
-            network.scatter_values()
+            step_size, correction, epsilon = options["lr"] / bias_correction1, math.sqrt(bias_correction2), options["eps"]
+            if self.own_roots:
+                network.adam(beta1, beta2, options["weight_decay"], step_size, correction, epsilon)
+            else:
+                network.adam_moments(beta1, beta2, options["weight_decay"])
+                th.sqrt(survivors.square, out=survivors.root)
+                network.adam_values(step_size, correction, epsilon)
+                network.scatter_values()
             survivors.wrote_values()
             self.__dict__["_held"][survivors] = n_steps
         return True

@@ -25,7 +25,7 @@ _autocast, _traced, _transformed = th.is_autocast_enabled, th._C._get_tracing_st
 _n_dispatch_modes, _n_function_modes = th._C._len_torch_dispatch_stack, th._C._len_torch_function_stack
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether something wants to see torch's own operations: a trace, a transformation, a mode that overrides them."""
     return bool(
         _autocast("cpu")
@@ -152,7 +152,7 @@ class SparseSequential(nn.Sequential):
             if self.choice.engine == "native":
                 native.notice(f"engine='native' multiplies float32 and float64; torch multiplies {dtype}")
             return None
-        if not self.is_plain() or self.wants_dense_gradients() or x.layout is not th.strided or x.is_neg() or x.shape[1] != self.layers[0].in_features:
+        if watched() or not self.is_plain() or self.wants_dense_gradients() or x.layout is not th.strided or x.is_neg() or x.shape[1] != self.layers[0].in_features:
             return None
         layers = self.layers
         survivors = self._survivors.get(dtype)
@@ -174,7 +174,7 @@ class SparseSequential(nn.Sequential):
         return False
 
     def is_plain(self) -> bool:
-        """Whether it is what the kernels compute, and nobody watches its passes."""
+        """Whether it is what the kernels compute, and nobody hooks into its passes."""
         if [*self._modules.values()] != self._order:
             self._prepare()
         layers = self.layers
@@ -183,7 +183,7 @@ class SparseSequential(nn.Sequential):
         for module, kind, attributes in self._members:
             if type(module) is not kind or "forward" in attributes:
                 return False
-        if any(self._hooks) or _watched():
+        if any(self._hooks):
             return False
         for layer in layers:
             if layer.own_pattern is not None or layer.quantizer is not None:

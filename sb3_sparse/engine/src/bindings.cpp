@@ -233,6 +233,15 @@ void bind(py::module_& module, const std::string& suffix) {
              [](M& m, double step_size, double bias_correction2_sqrt, double epsilon) {
                  m.adam_values({0, 0, 0, -step_size, bias_correction2_sqrt, epsilon, 0});
              }, NoGil())
+        .def("adam",
+             [](M& m, double beta1, double beta2, double weight_decay, double step_size, double bias_correction2_sqrt, double epsilon) {
+                 Network<T>& network = *m.network;
+                 m.gather_biases();
+                 kernels<T>()->adam(network.size(), {1 - beta1, beta2, 1 - beta2, -step_size, bias_correction2_sqrt, epsilon, weight_decay},
+                                    network.gradient.data(), network.mean.data(), network.square.data(), network.values.data());
+                 network.touch();
+                 m.scatter_values();
+             }, NoGil())
         // values = keep * values + tau * others, each rounded as torch's mul_ and add do
         .def("average", [](M& m, size_t l, double keep, double tau, const M& online, size_t online_layer) {
             const auto [values, n] = m.slice(l);

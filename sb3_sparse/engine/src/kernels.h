@@ -67,6 +67,8 @@ struct Kernels {
     // which the caller takes with torch's own function, since MKL's is not the correctly rounded one
     void (*adam_moments)(size_t n, const struct AdamStep& step, const T* values, const T* grad, T* mean, T* square);
     void (*adam_values)(size_t n, const struct AdamStep& step, const T* mean, const T* root, T* values);
+    // Both halves at once, with the correctly rounded root
+    void (*adam)(size_t n, const struct AdamStep& step, const T* grad, T* mean, T* square, T* values);
     // target = target * keep
     void (*scale)(size_t n, double keep, T* target);
     // target = target + tau * online

@@ -544,6 +544,22 @@ UNFUSED void adam_values(size_t n, const AdamStep& step, const T* __restrict mea
     }
 }
 
+inline float root(float x) { return __builtin_sqrtf(x); }
+inline double root(double x) { return __builtin_sqrt(x); }
+
+template <class T>
+void adam(size_t n, const AdamStep& step, const T* __restrict grad, T* __restrict mean, T* __restrict square, T* __restrict values) {
+    const T weight_decay = T(step.weight_decay), weight = T(step.one_minus_beta1), beta2 = T(step.beta2);
+    const T one_minus_beta2 = T(step.one_minus_beta2), minus_step_size = T(step.minus_step_size), epsilon = T(step.epsilon);
+    const T correction = T(1) / T(step.bias_correction2_sqrt);
+    for (size_t i = 0; i < n; ++i) {
+        const T g = grad[i] + weight_decay * values[i];
+        const T m = mean[i] + weight * (g - mean[i]), s = square[i] * beta2 + one_minus_beta2 * g * g;
+        mean[i] = m, square[i] = s;
+        values[i] += minus_step_size * m / (root(s) * correction + epsilon);
+    }
+}
+
 template <class T>
 void scale(size_t n, double keep, T* __restrict target) {
     const T factor = T(keep);
@@ -558,7 +574,7 @@ void add(size_t n, double tau, const T* __restrict online, T* __restrict target)
 
 template <class T>
 constexpr Kernels<T> table{KERNEL_NAME, Vector<T>::lanes, &forward<T>, &backward<T>, &derivative<T>, &weight_gradient<T>,
-                           &pack<T>,    &unpack<T>,       &finite<T>,  &squash<T>, &squash_gradient<T>, &peak<T>,    &adam_moments<T>, &adam_values<T>, &scale<T>,    &add<T>};
+                           &pack<T>,    &unpack<T>,       &finite<T>,  &squash<T>, &squash_gradient<T>, &peak<T>,    &adam_moments<T>, &adam_values<T>, &adam<T>, &scale<T>,    &add<T>};
 
 }  // namespace
 

@@ -205,6 +205,15 @@ void Network<T>::prepare_transposed() {
 }
 
 template <class T>
+Rows Network<T>::inputs_from(int first) const {
+    Rows rows = layers_.front().backward.rows();
+    int group = 0;
+    while (group < rows.n_groups && rows.group_row[group + 1] <= first) ++group;
+    rows.n_groups -= group, rows.group_row += group, rows.group_ptr += group, rows.value_ptr += group;
+    return rows;
+}
+
+template <class T>
 const T* Network<T>::transposed(size_t layer) const {
     return transposed_[layer].data();
 }

@@ -71,6 +71,8 @@ class Network {
     // A layer's values in the order of its backward index.
     const T* transposed(size_t layer) const;
     void prepare_transposed();
+    // The groups of the first layer's backward index that hold inputs from `first` on.
+    Rows inputs_from(int first) const;
 
     std::vector<T> values, gradient, mean, square, root;
 

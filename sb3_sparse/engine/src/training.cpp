@@ -38,7 +38,13 @@ namespace {
 
 template <class T, class From>
 void put_rows(const From* from, const Rows2d& rows, int begin, int n_samples, int n_features, size_t width, T* to) {
+    // Rows lie anywhere in a large buffer
+    constexpr int ahead = 12;
     for (int sample = 0; sample < n_samples; ++sample) {
+        if (rows.indices != nullptr && sample + ahead < n_samples) {
+            const char* later = reinterpret_cast<const char*>(from + rows.indices[begin + sample + ahead] * rows.stride);
+            for (size_t byte = 0; byte < n_features * sizeof(From); byte += 64) __builtin_prefetch(later + byte);
+        }
         const From* row = from + (rows.indices != nullptr ? rows.indices[begin + sample] : begin + sample) * rows.stride;
         for (int feature = 0; feature < n_features; ++feature) to[feature * width + sample] = T(row[feature]);
     }
@@ -152,13 +158,9 @@ struct Part {
             [&](size_t l) { return output(*deltas.tape, l); });
     }
     // The gradient of inputs from `first` on; `below` has room for all inputs. Returns the first of them
-    const T* input_gradient(const Deltas<T>& deltas, size_t l, int first, T* below) const {
+    const T* input_gradient(const Deltas<T>& deltas, int first, T* below) const {
         const Network<T>& network = *deltas.tape->network;
-        Rows rows = network.layers()[l].backward.rows();
-        int group = 0;
-        while (group < rows.n_groups && rows.group_row[group + 1] <= first) ++group;
-        rows.n_groups -= group, rows.group_row += group, rows.group_ptr += group, rows.value_ptr += group;
-        batch.kernels.backward(rows, network.transposed(l), kIdentity, n_vectors, delta(deltas, l), nullptr, below);
+        batch.kernels.backward(network.inputs_from(first), network.transposed(0), kIdentity, n_vectors, delta(deltas, 0), nullptr, below);
         return below + first * width;
     }
     // Row-major [n_samples, n] of the whole batch into rows of this panel, zero where there is no sample
@@ -265,7 +267,7 @@ std::pair<double, Found<T>> td3_actor(const std::shared_ptr<Batch<T>>& batch, co
         std::fill(top + part.n_samples, top + width, T(0));
         part.back(*judged);
         const Loan<T> below(batch->n_inputs() * width);
-        std::memcpy(part.top(*acted), part.input_gradient(*judged, 0, batch->n_observations, below.data()), n_chosen * sizeof(T));
+        std::memcpy(part.top(*acted), part.input_gradient(*judged, batch->n_observations, below.data()), n_chosen * sizeof(T));
         part.back(*acted);
     });
     return {total(losses) / batch->n_samples, {acted, judged}};
@@ -390,7 +392,7 @@ std::pair<double, Found<T>> sac_actor(const std::shared_ptr<Batch<T>>& batch, co
             for (size_t i = 0; i < width; ++i)
                 top[i] = int(i) < part.n_samples && which[i] == int(c) ? T(-1) / T(batch->n_samples) : T(0);
             part.back(deltas);
-            const T* gradient = part.input_gradient(deltas, 0, batch->n_observations, below);
+            const T* gradient = part.input_gradient(deltas, batch->n_observations, below);
             for (size_t i = 0; i < n_actions * width; ++i) d_action[i] += gradient[i];
         }
         for (int a = 0; a < n_actions; ++a) {
