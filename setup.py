@@ -49,7 +49,8 @@ def engine() -> Extension:
     import pybind11
 
     folder = Path("sb3_sparse/engine/src")
-    names = ["bindings", "network", "training", "threads", "kernels_baseline", *(["kernels_avx2", "kernels_avx512"] if X86 else [])]
+    kernels = ["kernels_baseline", *(["kernels_avx2", "kernels_avx512"] if X86 else [])]
+    names = ["bindings", "network", "training", "threads", *kernels]
     flags = ["-std=c++17", "-O3", "-fno-math-errno", "-fvisibility=hidden", "-g0"]
     links = [] if sys.platform == "darwin" else ["-pthread"]
     if SANITIZE:

@@ -10,8 +10,10 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
+from sb3_sparse.accelerated import accelerate
 from sb3_sparse.analysis.report import sparsity_report
 from sb3_sparse.buffers import DynamicNStepReplayBuffer
+from sb3_sparse.callbacks.accelerate import Accelerate
 from sb3_sparse.callbacks.gradual_pruning import GradualPruning
 from sb3_sparse.callbacks.mask_refresh import MaskRefresh
 from sb3_sparse.callbacks.quantization_aware import QuantizationAware
@@ -38,6 +40,7 @@ __version__ = version("sb3-sparse")
 
 __all__ = [
     "SET",
+    "Accelerate",
     "DelayedNStep",
     "DynamicNStepReplayBuffer",
     "DynamicReplayCapacity",
@@ -51,6 +54,7 @@ __all__ = [
     "SearchFor",
     "SparsePolicyMixin",
     "SparsityLogger",
+    "accelerate",
     "export",
     "load_policy",
     "load_untrusted",

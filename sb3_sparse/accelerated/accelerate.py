@@ -10,15 +10,22 @@ from __future__ import annotations
 import warnings
 from typing import Any, TypeVar
 
+from stable_baselines3 import DDPG, DQN, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_sparse.accelerated.dqn import DQNStep
+from sb3_sparse.accelerated.sac import SACStep
 from sb3_sparse.accelerated.samples import Handed
-from sb3_sparse.accelerated.steps import STEPS, Step, Unsupported
+from sb3_sparse.accelerated.steps import Step, Unsupported
+from sb3_sparse.accelerated.td3 import TD3Step
 from sb3_sparse.engine import native
 from sb3_sparse.engine.adam import SurvivorAdam
 from sb3_sparse.policies.base import sparse_policy
 
 AlgorithmT = TypeVar("AlgorithmT", bound=BaseAlgorithm)
+#: What makes the steps of ``train()``, by the stock algorithm that it is of.
+STEPS: dict[type[OffPolicyAlgorithm], type[Step]] = {TD3: TD3Step, DDPG: TD3Step, SAC: SACStep, DQN: DQNStep}
 #: Attributes of a model that are no part of it: they are not saved.
 _OWN = ("train", "_excluded_save_params")
 
@@ -92,7 +99,9 @@ class _Train:
                 if not step.counts_itself:
                     self._model._n_updates += 1
                 return
-            reason = "a batch or a network is not what the kernels take: values that are not finite, or pruned weights not zero"
+            reason = (
+                "a batch or a network is not what the kernels take: values that are not finite, or pruned weights not zero"
+            )
             self._say(reason)
             return self._one_stock(step, batch_size, step.sampler.samples())
         if reason is not None:
@@ -129,7 +138,7 @@ class _Excluded:
         return [*type(self._model)._excluded_save_params(self._model), *_OWN]
 
 
-def algorithm_of(model: BaseAlgorithm) -> type[BaseAlgorithm]:
+def algorithm_of(model: BaseAlgorithm) -> type[OffPolicyAlgorithm]:
     """
     Find the stock algorithm whose ``train()`` a model has.
 
@@ -154,7 +163,7 @@ def accelerate(model: AlgorithmT) -> AlgorithmT:
     reason. What differs: sums are made in another order; after ``train()`` the distribution object of SAC's actor holds no
     last pass; where values stop being finite, not always the same ones do.
 
-    :param model: TD3, DDPG, SAC or DQN with a sparse policy (``sparsity=0.0`` for a dense one) on vectors, float32, on the CPU.
+    :param model: TD3, DDPG, SAC or DQN with a sparse policy (``sparsity=0.0``: a dense one) on vectors, float32, on the CPU.
     :return: The same model.
     :raises TypeError: For another algorithm, a ``train()`` of one's own, and a policy that is not sparse.
     :raises ImportError: Without the compiled engine.

@@ -68,7 +68,7 @@ class Part:
         return any(layer.wants_dense_gradient for layer in part.layers)
 
     def why_not(self) -> str | None:
-        """What keeps the kernels from running it, if anything. ``survivors`` are those of its masks as they are, if nothing."""
+        """What keeps the kernels from running it, if anything; if nothing, ``survivors`` are up to date."""
         self.survivors = None
         part = self.part
         if isinstance(part, SparseSequential):

@@ -35,6 +35,7 @@ class Sampler:
         self.choices: th.Tensor | np.ndarray | None = None
         #: Arrays of the buffer as they were seen last, with their addresses.
         self._arrays: list[tuple[np.ndarray, int]] = []
+        self._readable = False
 
     def draw(self, batch_size: int) -> bool:
         """
@@ -68,12 +69,16 @@ class Sampler:
             known is not array for (known, _), array in zip(self._arrays, arrays, strict=True)
         ):
             self._arrays = [(array, array.__array_interface__["data"][0]) for array in arrays]
-        for (array, address) in self._arrays[:2]:
-            if array.dtype not in (np.float32, np.float64):
-                return False
-        return all(array.flags.c_contiguous and type(array) is np.ndarray for array in arrays) and all(
-            array.dtype == np.float32 for array in arrays[3:]
-        )
+            shape = buffer.buffer_size, buffer.n_envs
+            self._readable = (
+                all(type(array) is np.ndarray and array.flags.c_contiguous and array.shape[:2] == shape for array in arrays)
+                and all(array[0, 0].size == self._n_observations for array in arrays[:2])
+                and arrays[2][0, 0].size == max(self.n_actions, 1)
+                and arrays[0].dtype == arrays[1].dtype
+                and arrays[0].dtype in (np.float32, np.float64)
+                and all(array.dtype == np.float32 for array in arrays[3:])
+            )
+        return self._readable
 
     @staticmethod
     def _draw_rows(buffer: Any, batch_size: int) -> np.ndarray:
@@ -82,7 +87,7 @@ class Sampler:
         return np.random.randint(0, buffer.buffer_size if buffer.full else buffer.pos, size=batch_size)
 
     def _put_rows(self, buffer: Any, rows: np.ndarray, envs: np.ndarray) -> bool:
-        flat = rows if buffer.n_envs == 1 else rows * buffer.n_envs + envs
+        flat = (rows if buffer.n_envs == 1 else rows * buffer.n_envs + envs).astype(np.int64, copy=False)
         indices = flat.__array_interface__["data"][0]
         (observations, at), (_, next_at), (actions, actions_at), (_, reward), (_, done), (_, timeout) = self._arrays
         is_double, batch = observations.dtype == np.float64, self.batch
@@ -102,7 +107,9 @@ class Sampler:
             return False
         batch_size = len(samples.rewards)
         observations, next_observations = (
-            tensor.reshape(batch_size, -1).contiguous() if tensor.is_floating_point() else tensor.reshape(batch_size, -1).float()
+            tensor.reshape(batch_size, -1).contiguous()
+            if tensor.is_floating_point()
+            else tensor.reshape(batch_size, -1).float()
             for tensor in tensors[:2]
         )
         one_each = [samples.rewards, samples.dones, *([] if samples.discounts is None else [samples.discounts])]

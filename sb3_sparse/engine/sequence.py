@@ -152,7 +152,14 @@ class SparseSequential(nn.Sequential):
             if self.choice.engine == "native":
                 native.notice(f"engine='native' multiplies float32 and float64; torch multiplies {dtype}")
             return None
-        if watched() or not self.is_plain() or self.wants_dense_gradients() or x.layout is not th.strided or x.is_neg() or x.shape[1] != self.layers[0].in_features:
+        if (
+            watched()
+            or not self.is_plain()
+            or self.wants_dense_gradients()
+            or x.layout is not th.strided
+            or x.is_neg()
+            or x.shape[1] != self.layers[0].in_features
+        ):
             return None
         layers = self.layers
         survivors = self._survivors.get(dtype)
@@ -168,7 +175,7 @@ class SparseSequential(nn.Sequential):
 
     def wants_dense_gradients(self) -> bool:
         """Whether an updater wants gradients that the kernels do not compute."""
-        for layer in self.layers:
+        for layer in self.layers:  # noqa: SIM110, called before every pass
             if layer.wants_dense_gradient:
                 return True
         return False
@@ -185,7 +192,7 @@ class SparseSequential(nn.Sequential):
                 return False
         if any(self._hooks):
             return False
-        for layer in layers:
+        for layer in layers:  # noqa: SIM110, called before every pass
             if layer.own_pattern is not None or layer.quantizer is not None:
                 return False
         return True

@@ -32,6 +32,7 @@ from sb3_sparse.nn.state_dict import check_loadable, complete, revealed
 from sb3_sparse.nn.undo import Undo
 from sb3_sparse.policies.acceleration import adopt_sequences
 from sb3_sparse.policies.arguments import check_arguments, check_optimizer
+from sb3_sparse.policies.modes import Modes
 from sb3_sparse.policies.normalization import keep_gradients_finite
 from sb3_sparse.policies.passes import detached_distributions
 from sb3_sparse.policies.structure import ONLINE_OF_TARGET, Structure, find_optimizers, find_structure, find_submodule
@@ -229,6 +230,18 @@ class SparsePolicyMixin(_PolicyBase):
             result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.sparsifier.after_load()
         return result
+
+    def set_training_mode(self, mode: bool) -> None:
+        """
+        Put the policy in training or evaluation mode, as the stock policy does.
+
+        :param mode: Whether to train.
+        """
+        modes = self.__dict__.get("_modes")
+        if modes is None:
+            modes = self.__dict__["_modes"] = Modes()
+        if type(mode) is not bool or not modes.set(mode):
+            modes.find(self, super().set_training_mode, mode)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self.sparsity_config.as_kwargs()}

@@ -1,0 +1,27 @@
+"""A callback that accelerates a model, for rl-zoo3's configurations, which name callbacks and call no functions."""
+
+from __future__ import annotations
+
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_sparse.accelerated import accelerate
+
+
+class Accelerate(BaseCallback):
+    """
+    Accelerates the model that it is given to, see :func:`~sb3_sparse.accelerated.accelerate`; in rl-zoo3's YAML
+    ``callback: [sb3_sparse.Accelerate]``.
+
+    :param verbose: As for every callback.
+    :raises TypeError: On training start, for a model that :func:`~sb3_sparse.accelerated.accelerate` refuses.
+    :raises ImportError: On training start, without the compiled engine.
+    """
+
+    def __init__(self, verbose: int = 0) -> None:
+        super().__init__(verbose)
+
+    def _init_callback(self) -> None:
+        accelerate(self.model)
+
+    def _on_step(self) -> bool:
+        return True

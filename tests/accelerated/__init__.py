@@ -1,0 +1,1 @@
+"""The whole train() as a few native calls."""

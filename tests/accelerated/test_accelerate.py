@@ -1,0 +1,381 @@
+"""Stock ``train()`` is the specification: the same random numbers, the same results but for rounding."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from torch import nn
+
+import sb3_sparse
+from sb3_sparse import DynamicNStepReplayBuffer, GradualPruning, MaskRefresh, QuantizationAware, RigL, accelerate
+from sb3_sparse.engine import native
+from tests.accelerated.twins import copy_state, make_twins, step_both
+from tests.helpers import RandomEnv, make_model
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="needs the compiled kernels")
+ALGORITHMS = [TD3, DDPG, SAC, DQN]
+
+
+def environments(algorithm: Any, n_envs: int) -> DummyVecEnv:
+    return DummyVecEnv([lambda: RandomEnv(discrete=algorithm is DQN)] * n_envs)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.95])
+def test_every_step_is_stocks(algorithm, sparsity):
+    stock, twin = make_twins(algorithm, policy_kwargs=dict(sparsity=sparsity))
+    for seed in range(40):
+        step_both(stock, twin, seed)
+        copy_state(stock, twin)
+    assert twin.train.why_stock is None
+
+
+@pytest.mark.expensive
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_thousands_of_steps(algorithm):
+    stock, twin = make_twins(algorithm, n_steps=1000)
+    for seed in range(3000):
+        step_both(stock, twin, seed)
+        copy_state(stock, twin)
+    assert twin.train.why_stock is None
+
+
+CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "tanh": (ALGORITHMS, dict(policy_kwargs=dict(activation_fn=nn.Tanh))),
+    "one layer": ([TD3, SAC, DQN], dict(policy_kwargs=dict(net_arch=[24]))),
+    "blocks": ([TD3, SAC], dict(policy_kwargs=dict(pattern="block:4x1", net_arch=[24, 16]))),
+    "2:4": ([TD3, DQN], dict(policy_kwargs=dict(pattern="2:4", net_arch=[24, 16], sparsity=None))),
+    "three critics": ([TD3, SAC], dict(policy_kwargs=dict(n_critics=3))),
+    "batch of one": ([TD3, SAC, DQN], dict(batch_size=1)),
+    "several panels": ([TD3, SAC, DQN], dict(batch_size=300)),
+    "fixed entropy": ([SAC], dict(ent_coef=0.3)),
+    "delay": ([TD3], dict(policy_delay=3)),
+    "n steps": (ALGORITHMS, dict(n_steps=3)),
+    "stock n steps": ([TD3], dict(replay_buffer_class=NStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=2, gamma=0.9))),
+    "dynamic": (ALGORITHMS, dict(replay_buffer_class=DynamicNStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=1))),
+    "dynamic n steps": ([TD3, SAC], dict(replay_buffer_class=DynamicNStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))),
+    "memory": ([TD3], dict(replay_buffer_kwargs=dict(handle_timeout_termination=False), optimize_memory_usage=True)),
+    "small clip": ([DQN], dict(max_grad_norm=1e-3)),
+    "weight decay": ([], {}),
+    "double observations": ([TD3, SAC], {}),
+}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "case"), [(algorithm, name) for name, (algorithms, _) in CASES.items() for algorithm in algorithms]
+)
+def test_arguments(algorithm, case):
+    kwargs = deepcopy(CASES[case][1])
+    if case == "double observations":
+        env = RandomEnv()
+        env.observation_space = type(env.observation_space)(-1, 1, (7,), np.float64)
+        kwargs["env"] = env
+    stock, twin = make_twins(algorithm, **kwargs)
+    for seed in range(12):
+        step_both(stock, twin, seed)
+        copy_state(stock, twin)
+    assert twin.train.why_stock is None
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_normalized_and_several_environments(algorithm, n_envs):
+    stock, twin = make_twins(algorithm, env=environments(algorithm, n_envs), seed=None)
+    if n_envs == 1:
+        stock._vec_normalize_env = twin._vec_normalize_env = VecNormalize(environments(algorithm, 1))
+        stock._vec_normalize_env.obs_rms.update(np.random.default_rng(0).normal(1, 3, (50, 7)))
+    for seed in range(10):
+        step_both(stock, twin, seed)
+    assert twin.train.why_stock is None
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_several_gradient_steps(algorithm):
+    stock, twin = make_twins(algorithm)
+    for seed in range(5):
+        step_both(stock, twin, seed, gradient_steps=4)
+        copy_state(stock, twin)
+    assert twin.train.why_stock is None
+
+
+def test_gradients_are_stocks():
+    stock, twin = make_twins(TD3)
+    for seed in range(4):
+        step_both(stock, twin, seed)
+        mine = {name: parameter.grad for name, parameter in stock.policy.named_parameters()}
+        others = {name: parameter.grad for name, parameter in twin.policy.named_parameters()}
+        for name, gradient in mine.items():
+            assert (gradient is None) == (others[name] is None), name
+            if gradient is not None:
+                assert th.allclose(gradient, others[name], rtol=1e-4, atol=1e-6), name
+
+
+# --- Updaters ---
+
+
+UPDATERS = {
+    "SET": lambda: sb3_sparse.SET(every=5, drop_fraction=0.3),
+    "RigL": lambda: RigL(every=5, drop_fraction=0.3),
+    "RigL that skips": lambda: RigL(every=4, drop_fraction=0.3, skip_step=True),
+    "pruning": lambda: GradualPruning(final_sparsity=0.9, start=0.0, stop=1.0, updates=10),
+}
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
+@pytest.mark.parametrize("updater", UPDATERS)
+def test_updaters(algorithm, updater):
+    """Topology updates happen at the same steps, with the same masks, and the steps between are native."""
+    stock, twin = make_twins(algorithm)
+    callbacks = []
+    for model in (stock, twin):
+        callback = UPDATERS[updater]()
+        callback.init_callback(model)
+        model._total_timesteps, model.num_timesteps, model.learning_starts = 200, 10, 0
+        callback.on_training_start({}, {})
+        callbacks.append(callback)
+    changes = 0
+    for seed in range(24):
+        for model in (stock, twin):
+            model.num_timesteps += 8
+        before = {name: layer.weight_mask.clone() for name, layer in stock.policy.sparsifier.layers.items()}
+        step_both(stock, twin, seed)
+        for name, layer in stock.policy.sparsifier.layers.items():
+            assert th.equal(layer.weight_mask, twin.policy.sparsifier.layers[name].weight_mask), (seed, name)
+            changes += int(not th.equal(before[name], layer.weight_mask))
+        copy_state(stock, twin)
+    assert changes > 0
+    assert twin.train.why_stock is None
+    assert [str(event) for event in callbacks[0].events] == [str(event) for event in callbacks[1].events]
+
+
+@pytest.mark.parametrize("rule", ["masked_grad", "sr_ste"])
+def test_mask_refresh(rule):
+    stock, twin = make_twins(TD3, policy_kwargs=dict(pattern="2:4", sparsity=None, net_arch=[24, 16]))
+    copy_state(twin, stock)  # both have been loaded: neither knows what pruned weights began with
+    for model in (stock, twin):
+        callback = MaskRefresh(every=2, rule=rule)
+        callback.init_callback(model)
+        model._total_timesteps, model.num_timesteps, model.learning_starts = 200, 10, 0
+        callback.on_training_start({}, {})
+    for seed in range(10):
+        step_both(stock, twin, seed)
+
+
+# --- What is left to stock ---
+
+
+def reasons(twin: Any) -> str:
+    """Train one step, and say why it was stock's."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        twin.train(1, 8)
+        twin.train(1, 8)
+    said = [str(one.message) for one in caught if "accelerate" in str(one.message)]
+    assert len(said) == 1, said
+    assert twin.train.why_stock in said[0]
+    return said[0]
+
+
+def spoil_hook(model: Any) -> None:
+    model.actor.mu[0].register_forward_hook(lambda *_: None)
+
+
+def spoil_module_hook(model: Any) -> None:
+    model.critic.register_forward_hook(lambda *_: None)
+
+
+def spoil_parameter_hook(model: Any) -> None:
+    model.critic.qf0[0].weight.register_hook(lambda gradient: gradient * 2)
+
+
+def spoil_frozen(model: Any) -> None:
+    model.actor.mu[0].weight.requires_grad_(False)
+
+
+def spoil_optimizer(model: Any) -> None:
+    model.actor.optimizer = th.optim.SGD(model.actor.parameters(), lr=0.1)
+
+
+def spoil_optimizer_hook(model: Any) -> None:
+    model.actor.optimizer.register_step_pre_hook(lambda *_: None)
+
+
+def spoil_forward(model: Any) -> None:
+    model.critic.q1_forward = lambda obs, actions: model.critic.qf1(th.cat([obs, actions], dim=1))
+
+
+def spoil_layer(model: Any) -> None:
+    model.actor.mu.insert(1, nn.LayerNorm(24))
+    model.actor.optimizer.add_param_group({"params": list(model.actor.mu[1].parameters())})
+    model.actor_target.mu.insert(1, nn.LayerNorm(24))
+
+
+def spoil_weights(model: Any) -> None:
+    weight = model.critic.qf0[0].weight
+    with th.no_grad():
+        weight.fill_(0.1)
+
+
+def spoil_group(model: Any) -> None:
+    model.critic.optimizer.add_param_group({"params": [nn.Parameter(th.zeros(3))]})
+
+
+SPOILT = {name.removeprefix("spoil_"): value for name, value in globals().items() if name.startswith("spoil_")}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_whatever_is_unknown_is_stocks(what):
+    stock, twin = make_twins(TD3)
+    step_both(stock, twin, 0)
+    for model in (stock, twin):
+        SPOILT[what](model)
+        if what == "optimizer":
+            model.policy.sparsifier.attach({**model.policy.sparsifier.optimizers, "actor": model.actor.optimizer})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for seed in range(3):
+            step_both(stock, twin, seed)
+    said = [str(one.message) for one in caught if "accelerate" in str(one.message)]
+    if what == "layer":
+        return  # torch's own refusal comes first or the whole is stock's; both were compared
+    assert len(said) == len(set(said)) >= 1
+    assert twin.train.why_stock is not None
+
+
+def test_hook_that_is_gone_is_forgotten():
+    stock, twin = make_twins(TD3)
+    handle = twin.actor.mu[0].register_forward_hook(lambda *_: None)
+    assert "hooks" in reasons(twin)
+    handle.remove()
+    copy_state(stock, twin)
+    step_both(stock, twin, 1)
+
+
+@pytest.mark.parametrize("algorithm", [TD3, DQN])
+def test_values_that_are_not_finite(algorithm):
+    """The step is stock's, with the batch that was drawn."""
+    results = []
+    for accelerated in (False, True):
+        _, model = make_twins(algorithm, accelerated=accelerated)
+        model.replay_buffer.observations[:] = np.inf
+        th.manual_seed(0)
+        np.random.seed(0)
+        if accelerated:
+            with pytest.warns(UserWarning, match="not finite"):
+                model.train(1, 37)
+        else:
+            model.train(1, 37)
+        results.append((model.get_parameters()["policy"], np.random.rand(), float(th.rand(1))))
+    (policy, *drawn), (other, *also) = results
+    assert drawn == also
+    assert all(th.equal(value.nan_to_num(7), other[key].nan_to_num(7)) for key, value in policy.items())
+    assert any(value.isnan().any() for value in policy.values())
+
+
+def test_a_refusal_of_stocks_is_one_here_too():
+    _, twin = make_twins(SAC)
+    twin.replay_buffer.observations[:] = np.inf
+    with pytest.warns(UserWarning, match="not finite"), pytest.raises(ValueError, match="Expected parameter loc"):
+        twin.train(1, 8)
+
+
+def test_quantized_networks_are_stocks():
+    model = accelerate(make_model(SAC, policy_kwargs=dict(sparsity=0.5, net_arch=[16, 16]), learning_starts=10, seed=0))
+    with pytest.warns(UserWarning, match="quantized"):
+        model.learn(120, callback=QuantizationAware(start=0.5))
+    assert model.policy.sparsifier.violations() == []
+
+
+def test_in_the_modes_of_torch():
+    stock, twin = make_twins(SAC)
+    with th.autocast("cpu"), pytest.warns(UserWarning, match="autocast"):
+        step_both(stock, twin, 0)
+
+
+def test_sde_and_dict_observations_are_stocks():
+    for kwargs, said in ((dict(use_sde=True), "use_sde"), (dict(kind="MultiInput"), "observations are")):
+        model = accelerate(make_model(SAC, **kwargs, learning_starts=10))
+        with pytest.warns(UserWarning, match=said):
+            model.learn(15)
+
+
+# --- The model stays what it was ---
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_saved_loaded_and_copied(algorithm):
+    stock, twin = make_twins(algorithm)
+    step_both(stock, twin, 0)
+    file = io.BytesIO()
+    twin.save(file)
+    file.seek(0)
+    loaded = algorithm.load(file, env=twin.env)
+    assert "train" not in vars(loaded)
+    assert type(loaded) is type(twin) is algorithm
+    loaded.set_logger(deepcopy(twin.logger))
+    loaded.replay_buffer = twin.replay_buffer
+    for copied in (deepcopy(twin), accelerate(loaded)):
+        step_both(deepcopy(stock), copied, 1)
+        assert copied.train.why_stock is None
+
+
+def test_learning_gives_the_same_agent_twice():
+    parameters = []
+    for _ in range(2):
+        model = accelerate(make_model(SAC, policy_kwargs=dict(sparsity=0.8, net_arch=[16, 16]), learning_starts=10, seed=5))
+        model.learn(60)
+        parameters.append(model.get_parameters()["policy"])
+    assert all(th.equal(value, parameters[1][key]) for key, value in parameters[0].items())
+
+
+def test_threads_do_not_change_a_bit():
+    parameters = []
+    for n_threads in (1, 2):
+        _, twin = make_twins(SAC, batch_size=300)
+        th.set_num_threads(n_threads)
+        try:
+            for seed in range(4):
+                th.manual_seed(seed)
+                np.random.seed(seed)
+                twin.train(1, 300)
+        finally:
+            th.set_num_threads(1)
+        parameters.append(twin.get_parameters()["policy"])
+    assert all(th.equal(value, parameters[1][key]) for key, value in parameters[0].items())
+
+
+def test_refusals():
+    with pytest.raises(TypeError, match="`model` is a PPO; accelerate"):
+        accelerate(make_model(PPO))
+    with pytest.raises(TypeError, match="not sparse"):
+        accelerate(make_model(TD3, sparse=False))
+
+    class Mine(TD3):
+        def train(self, gradient_steps: int, batch_size: int = 100) -> None:
+            """Of one's own."""
+
+    with pytest.raises(TypeError, match="`model` is a Mine"):
+        accelerate(make_model(Mine))
+
+
+def test_twice_is_once():
+    _, twin = make_twins(TD3)
+    train = twin.train
+    assert accelerate(twin) is twin
+    assert twin.train is train
+
+
+def test_callback():
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.5), learning_starts=10)
+    model.learn(20, callback=sb3_sparse.Accelerate())
+    assert model.train.why_stock is None
+    assert "train" in vars(model)
