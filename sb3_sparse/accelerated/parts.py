@@ -7,46 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch as th
-from torch import nn
-from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_sparse.engine.adam import SeparateLayers, SurvivorAdam
 from sb3_sparse.engine.sequence import SparseSequential, watched
 from sb3_sparse.engine.survivors import Survivors
 from sb3_sparse.nn.sparsifier import is_own_step_hook
-
-#: Methods by which an object could do something else than its class.
-_METHODS = frozenset(
-    {"forward", "__call__", "extract_features", "action_log_prob", "get_action_dist_params", "q1_forward", "train"}
-)
-
-
-class Watched:
-    """
-    Modules that a stock pass goes through and the kernels do not know: the networks themselves, and what makes features.
-
-    :param modules: The modules.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._modules = [(module, type(module), module.__dict__) for module in modules]
-        self._hooks: list[dict[int, Any]] = [
-            hooks
-            for module in modules
-            for hooks in (
-                *(module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks),
-            )
-        ]
-
-    def why_not(self) -> str | None:
-        """What a stock pass would do that the kernels do not, if anything."""
-        if any(self._hooks):
-            return "a module has hooks"
-        for module, kind, attributes in self._modules:
-            if type(module) is not kind or not attributes.keys().isdisjoint(_METHODS):
-                return f"{type(module).__name__} has a method of its own"
-        return None
 
 
 class Part:
@@ -112,8 +78,6 @@ def watched_by_torch() -> str | None:
         return "gradients are off"
     if th.is_anomaly_enabled():
         return "anomalies are looked for"
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return "all modules have hooks"
     if watched():
         return "torch's own operations are wanted (autocast, a trace, a transformation or a mode that overrides them)"
     return None

@@ -15,11 +15,12 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
-from sb3_sparse.accelerated.parts import Part, Trained, Watched, watched_by_torch, why_no_gradients
+from sb3_sparse.accelerated.parts import Part, Trained, watched_by_torch, why_no_gradients
 from sb3_sparse.accelerated.samples import Sampler
 from sb3_sparse.engine.adam import SurvivorAdam
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.policies.base import sparse_policy
+from sb3_sparse.policies.watched import Watched
 
 
 class Unsupported(Exception):

@@ -19,12 +19,15 @@ import torch as th
 from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_sparse.accelerated import accelerate
 from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS, make_model
 from sb3_sparse.benchmark.sbx import AGAINST, make_sbx_model, require_sbx, step_by_step
 from sb3_sparse.benchmark.timing import Timing, interleave
 from sb3_sparse.engine import native
 
+#: How names of variants end that :func:`~sb3_sparse.accelerated.accelerate` runs.
+ACCELERATED = ", accelerated"
 #: Rounds of a variant take at least about this long, in seconds.
 _SECONDS_PER_ROUND = 0.15
 
@@ -43,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", nargs="+", type=positive, default=[1])
     parser.add_argument("--rounds", type=positive, default=15)
     parser.add_argument("--masked", action="store_true", help="also masks over dense tensors, at each sparsity")
+    parser.add_argument("--accelerate", action="store_true", help="each variant under accelerate() too, and a dense one")
     parser.add_argument("--breakdown", action="store_true", help="where the time of a step goes")
     parser.add_argument("--against", choices=AGAINST, help="another library beside stock: SBX, which is dense and compiled")
     parser.add_argument("--json", action="store_true")
@@ -79,13 +83,16 @@ def freeze_critic(model: OffPolicyAlgorithm) -> None:
     critic.forward = forward  # type: ignore[method-assign]
 
 
-def variants(sparsities: list[float], patterns: list[str], *, masked: bool) -> dict[str, dict[str, Any] | None]:
+def variants(
+    sparsities: list[float], patterns: list[str], *, masked: bool, accelerated: bool = False
+) -> dict[str, dict[str, Any] | None]:
     """
     List what is measured.
 
     :param sparsities: Sparsities of unstructured variants.
     :param patterns: Further variants, see :func:`add_arguments`.
     :param masked: Whether the torch engine is measured at each sparsity too.
+    :param accelerated: Whether each variant is measured under :func:`~sb3_sparse.accelerated.accelerate` too, and a dense one.
     :return: ``policy_kwargs`` by name; None: the stock policy.
     """
     engine = "native" if native.available() else "torch"
@@ -95,6 +102,10 @@ def variants(sparsities: list[float], patterns: list[str], *, masked: bool) -> d
     for text in patterns:
         pattern, _, number = text.partition("@")
         found[text] = dict(pattern=pattern, engine=engine, **({"sparsity": float(number)} if number else {}))
+    if accelerated:
+        own = {name: kwargs for name, kwargs in found.items() if kwargs is not None and name != "best dense"}
+        for name, kwargs in {"dense": dict(sparsity=0.0, engine=engine), **own}.items():
+            found[f"{name}{ACCELERATED}"] = kwargs
     if masked:
         for value in sparsities:
             found[f"{value:g} masked dense"] = dict(sparsity=value, engine="torch")
@@ -106,7 +117,7 @@ def _model(algo: str, widths: list[int], name: str, kwargs: dict[str, Any] | Non
     model = make_model(algo, widths, kwargs, batch_size=batch, sparse=not dense)
     if name == "best dense":
         freeze_critic(model)
-    return model
+    return accelerate(model) if name.endswith(ACCELERATED) else model
 
 
 def measure(
@@ -223,7 +234,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.against is not None:
         require_sbx(arguments.threads)
-    kwargs = variants(arguments.sparsity, arguments.pattern, masked=arguments.masked)
+    kwargs = variants(arguments.sparsity, arguments.pattern, masked=arguments.masked, accelerated=arguments.accelerate)
     rows, parts = [], []
     for threads in arguments.threads:
         th.set_num_threads(threads)
@@ -235,7 +246,7 @@ def run(arguments: argparse.Namespace) -> None:
                 for name in timings:
                     row = row_of(algo, widths, threads, name, timings)
                     rows.append(row)
-                    if arguments.breakdown and name in models:
+                    if arguments.breakdown and name in models and not name.endswith(ACCELERATED):
                         found = breakdown(models[name], arguments.batch)
                         parts.append(
                             {**dict(list(row.items())[:4]), **{f"{part} (us)": value for part, value in found.items()}}

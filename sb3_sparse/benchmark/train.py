@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,11 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_sparse.accelerated import accelerate
 from sb3_sparse.benchmark.arguments import continuous_env, net_arch, positive, seed_number, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS
 from sb3_sparse.benchmark.sbx import AGAINST, require_sbx, sbx_class
+from sb3_sparse.benchmark.step import ACCELERATED
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
 
@@ -56,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--episodes", type=positive, default=10, help="episodes of each evaluation, one after every turn")
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0], help="seeds of the trainings")
     parser.add_argument("--learning-starts", type=positive, help="random steps at the beginning; one batch if left out")
+    parser.add_argument("--accelerate", action="store_true", help="each variant under accelerate() too, and a dense one")
     parser.add_argument("--against", choices=AGAINST, help="another library beside stock: SBX, which is dense and compiled")
     parser.add_argument("--json", action="store_true")
 
@@ -68,11 +71,13 @@ class Variant:
     :param policy_kwargs: Keyword arguments of the sparse policy; None for the stock policy.
     :param updater: A key of :data:`UPDATERS`.
     :param library: A name of :data:`sb3_sparse.benchmark.sbx.AGAINST`; None for Stable-Baselines3.
+    :param accelerated: Whether :func:`~sb3_sparse.accelerated.accelerate` runs it.
     """
 
     policy_kwargs: dict[str, Any] | None = None
     updater: str = "static"
     library: str | None = None
+    accelerated: bool = False
 
     def make(self, arguments: argparse.Namespace, seed: int, total: int) -> tuple[OffPolicyAlgorithm, BaseCallback | None]:
         """
@@ -101,6 +106,8 @@ class Variant:
             seed=seed,
             device="cpu",
         )
+        if self.accelerated:
+            accelerate(model)
         if (updater := UPDATERS[self.updater]) is None:
             return model, None
         stop = max(total, model.learning_starts + 1)
@@ -194,6 +201,10 @@ def run(arguments: argparse.Namespace) -> None:
     for value in arguments.sparsity:
         for updater in arguments.updater:
             variants[f"{value:g} {updater}"] = Variant(dict(sparsity=value, engine=engine), updater)
+    if arguments.accelerate:
+        own = {name: variant for name, variant in variants.items() if variant.policy_kwargs is not None}
+        for name, variant in {"dense": Variant(dict(sparsity=0.0, engine=engine)), **own}.items():
+            variants[f"{name}{ACCELERATED}"] = replace(variant, accelerated=True)
     what = (
         f"whole learn(), one gradient step of batch {arguments.batch} per environment step, net "
         f"{','.join(map(str, arguments.net))}, turns of {arguments.steps} steps, "

@@ -20,12 +20,13 @@ from stable_baselines3.dqn import policies as dqn
 from stable_baselines3.sac import policies as sac
 from stable_baselines3.td3 import policies as td3
 
+from sb3_sparse.policies.acting import ActsNatively
 from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 
 # One class per stock class, so that saved models refer to them by name.
 
 
-class SparseTD3Policy(SparsePolicyMixin, td3.TD3Policy):
+class SparseTD3Policy(ActsNatively, SparsePolicyMixin, td3.TD3Policy):
     """Sparse ``MlpPolicy`` of TD3 and DDPG."""
 
 
@@ -37,7 +38,7 @@ class SparseTD3MultiInputPolicy(SparsePolicyMixin, td3.MultiInputPolicy):
     """Sparse ``MultiInputPolicy`` of TD3 and DDPG."""
 
 
-class SparseSACPolicy(SparsePolicyMixin, sac.SACPolicy):
+class SparseSACPolicy(ActsNatively, SparsePolicyMixin, sac.SACPolicy):
     """Sparse ``MlpPolicy`` of SAC."""
 
 
@@ -49,7 +50,7 @@ class SparseSACMultiInputPolicy(SparsePolicyMixin, sac.MultiInputPolicy):
     """Sparse ``MultiInputPolicy`` of SAC."""
 
 
-class SparseDQNPolicy(SparsePolicyMixin, dqn.DQNPolicy):
+class SparseDQNPolicy(ActsNatively, SparsePolicyMixin, dqn.DQNPolicy):
     """Sparse ``MlpPolicy`` of DQN."""
 
 

@@ -43,13 +43,14 @@ class Modes:
         Set the mode of all modules.
 
         :param mode: Whether to train.
-        :return: False, and nothing is done, if the modules are not known or not what they were.
+        :return: False, with the mode of some set, if the modules are not known or not what they were.
         """
         for module, kind, attributes, known in self._modules:
-            children = attributes["_modules"]
-            if type(module) is not kind or "train" in attributes or ((children or known) and [*children.values()] != known):
+            if type(module) is not kind or "train" in attributes:
                 return False
-        for _, _, attributes, _ in self._modules:
+            children = attributes["_modules"]
+            if (children or known) and [*children.values()] != known:
+                return False
             attributes["training"] = mode
         return bool(self._modules)
 

@@ -1,0 +1,48 @@
+"""Modules that are taken to do what their class says, and what tells that they do not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+#: Methods by which an object could do something else than its class.
+_METHODS = frozenset(
+    {"forward", "__call__", "extract_features", "action_log_prob", "get_action_dist_params", "q1_forward", "train", "_predict"}
+)
+_global_hooks: list[dict[int, Any]] = [
+    torch_module._global_forward_hooks,
+    torch_module._global_forward_pre_hooks,
+    torch_module._global_backward_hooks,
+    torch_module._global_backward_pre_hooks,
+]
+
+
+class Watched:
+    """
+    Modules that a stock pass goes through and whose work is done without calling them.
+
+    :param modules: The modules.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self._modules = [(module, type(module), module.__dict__) for module in modules]
+        self._hooks = list(_global_hooks)
+        for module in modules:
+            self._hooks += [
+                module._forward_hooks,
+                module._forward_pre_hooks,
+                module._backward_hooks,
+                module._backward_pre_hooks,
+            ]
+
+    def why_not(self) -> str | None:
+        """What a stock pass would do besides, if anything."""
+        if any(self._hooks):
+            return "a module has hooks"
+        for module, kind, attributes in self._modules:
+            if type(module) is not kind or not attributes.keys().isdisjoint(_METHODS):
+                return f"{type(module).__name__} has a method of its own"
+        return None
