@@ -18,6 +18,7 @@ from torch import nn
 from sb3_sparse.accelerated.parts import Part, Trained, watched_by_torch, why_no_gradients
 from sb3_sparse.accelerated.samples import Sampler
 from sb3_sparse.engine.adam import SurvivorAdam
+from sb3_sparse.engine.choice import requested_engine
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.policies.base import sparse_policy
 from sb3_sparse.policies.watched import Watched
@@ -73,6 +74,8 @@ class Step(ABC):
     def __init__(self, model: OffPolicyAlgorithm) -> None:
         self.model: Any = model
         self.policy = sparse_policy(model)
+        if requested_engine(self.policy.sparsity_config.engine) == "torch":
+            raise Unsupported("engine='torch' is asked for")
         space = model.observation_space
         if not isinstance(space, spaces.Box) or is_image_space(space):
             raise Unsupported(f"observations are {space}; vectors (a Box) are what the kernels take")

@@ -28,7 +28,8 @@ exit codes:
   75  a signal stopped the training after its checkpoint was written; --resume goes on
 """
 ZOO_HELP = {
-    "train": "train through rl-zoo3; --method NAME chooses a preset, --search NAMES what --optimize searches, "
+    "train": "train through rl-zoo3; --method NAME chooses a preset, --accelerate makes gradient steps of TD3, DDPG, SAC and "
+    "DQN faster, --search NAMES says what --optimize searches, "
     "--checkpoint-every STEPS writes checkpoints and --resume RUN_FOLDER goes on from them, everything else is rl-zoo3's "
     "(-h lists it)",
     "enjoy": "evaluate an agent trained by train; everything is rl-zoo3's (-h lists it)",

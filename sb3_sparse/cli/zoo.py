@@ -1,8 +1,8 @@
 """
 rl-zoo3 with this plugin imported: ``sb3-sparse train --algo td3 --env Hopper-v4 --method static``.
 
-Everything but ``--method``, ``--search`` and what is about checkpoints is handed to rl-zoo3's own ``train`` and ``enjoy`` as
-it is, and ``--trial-id`` as the configuration of that trial.
+Everything but ``--method``, ``--accelerate``, ``--search`` and what is about checkpoints is handed to rl-zoo3's own ``train``
+and ``enjoy`` as it is, and ``--trial-id`` as the configuration of that trial.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sb3_sparse.utils.command_line import Parser
 from sb3_sparse.utils.files import write_text
 from sb3_sparse.zoo.environments import require_packages
 from sb3_sparse.zoo.presets import preset_file
-from sb3_sparse.zoo.sections import as_yaml, check_hyperparameters, read_section, zoo_configuration
+from sb3_sparse.zoo.sections import accelerated, as_yaml, check_hyperparameters, read_section, zoo_configuration
 
 COMMANDS = ("train", "enjoy")
 #: Where rl-zoo3's train puts its results. Its enjoy looks elsewhere, and downloads what it does not find there.
@@ -77,6 +77,7 @@ def _parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, 
     parser.add_argument("-f", "--folder", "--log-folder")
     if command == "train":
         parser.add_argument("--method")
+        parser.add_argument("--accelerate", action="store_true")
         parser.add_argument("--search")
         parser.add_argument("-optimize", "--optimize", "--optimize-hyperparameters", dest="optimize", action="store_true")
         parser.add_argument("--trial-id", type=int)
@@ -184,6 +185,19 @@ def run(command: str, arguments: Sequence[str]) -> None:
             sys.argv = own
 
 
+def _with_callbacks(arguments: Sequence[str], callbacks: list[Any]) -> list[str]:
+    """A command line whose hyperparameters name these callbacks; rl-zoo3 takes the last option that gives any."""
+    arguments, given = list(arguments), f"callback:{callbacks!r}"
+    for option in ("-params", "--hyperparams"):
+        if option in arguments:
+            at = len(arguments) - arguments[::-1].index(option)
+            # The last of its values counts
+            while at < len(arguments) and not arguments[at].startswith("-"):
+                at += 1
+            return [*arguments[:at], given, *arguments[at:]]
+    return [*arguments, "-params", given]
+
+
 def _prepare_training(arguments: Sequence[str], contexts: ExitStack) -> list[str]:
     """What rl-zoo3's train needs beside its arguments, and these."""
     from sb3_sparse.checkpoint.zoo import managing
@@ -196,7 +210,9 @@ def _prepare_training(arguments: Sequence[str], contexts: ExitStack) -> list[str
         return resumed_command_line(plan)
     handed_on = zoo_arguments("train", rest)
     if not {"-h", "--help"} & set(rest):
-        _section(rest, handed_on)
+        section = _section(rest, handed_on)
+        if _parse("train", rest)[0].accelerate:
+            handed_on = _with_callbacks(handed_on, accelerated(section)["callback"])
     register_searches()
     contexts.enter_context(searching(_checked_searches(rest, handed_on)))
     return handed_on

@@ -15,8 +15,11 @@ from sb3_sparse.runs.training import check_trainable
 from sb3_sparse.tuning.configuration import dense, load_section, with_sparsity
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.utils.checks import require_integer, require_positive
+from sb3_sparse.zoo.sections import accelerated
 
 DENSE = "dense"
+#: Algorithms whose train() can be accelerated.
+_ACCELERATED = ("td3", "ddpg", "sac", "dqn")
 _METHOD_KEYS = {"method", "conf_file", "params"}
 _ENVIRONMENT_KEYS = {"algorithms", "steps", "params"}
 _SEQUENTIAL_KEYS = {"group", "error"}
@@ -37,6 +40,7 @@ class Grid:
     :param episodes: Of each evaluation.
     :param evaluations: Along a training, the one at the end included.
     :param reference: The method that the others are compared with.
+    :param accelerate: Whether trainings are accelerated, see :func:`~sb3_sparse.accelerated.accelerate`.
     :param sequential: Spend seeds where they decide: a map of ``group`` (seeds between two looks) and ``error`` (probability
         of a difference that is none), see :class:`~sb3_sparse.runs.statistics.SequentialTest`; None: all seeds for all.
     """
@@ -51,6 +55,7 @@ class Grid:
     episodes: int = 20
     evaluations: int = 20
     reference: str = DENSE
+    accelerate: bool = False
     sequential: dict[str, Any] | None = None
 
     @property
@@ -168,6 +173,8 @@ def _checked(problems: list[str], check: Callable[..., Any], *arguments: Any, **
 
 
 def _check_numbers(grid: Grid, problems: list[str]) -> None:
+    if type(grid.accelerate) is not bool:
+        problems.append(f"`accelerate` must be true or false, got {grid.accelerate!r}")
     seeds = grid.seeds if isinstance(grid.seeds, list) else [grid.seeds]
     low = 0 if isinstance(grid.seeds, list) else 1
     for seed in seeds:
@@ -234,6 +241,8 @@ def cells_of(grid: Grid, *, trainable: bool = True) -> list[Cell]:
                         section = _checked(problems, _section, method, given, algo, env, sparsity, steps, params)
                         if section is None:
                             continue
+                        if grid.accelerate and algo in _ACCELERATED:
+                            section = accelerated(section)
                         if trainable:
                             _checked(problems, check_trainable, algo, env, section, Path(folder))
                         cells.append(Cell(method, algo, env, sparsity, section, grid.episodes, grid.evaluations))

@@ -42,6 +42,8 @@ def zoo_configuration(algo: str) -> str:
     return str(folder / "hyperparams" / f"{algo}.yml")
 
 
+#: The callback under which a training is accelerated.
+ACCELERATE = "sb3_sparse.Accelerate"
 #: Entries of a section that rl-zoo3 reads itself; all others are arguments of the algorithm.
 ZOO_ENTRIES = (
     *("callback", "env_kwargs", "env_wrapper", "frame_stack", "monitor_kwargs", "n_envs", "n_timesteps"),
@@ -106,6 +108,19 @@ def read_section(configuration: str, env: str) -> dict[str, Any]:
     if key is None:
         raise ValueError(f"`conf-file` {configuration} has no section for {env!r}; it has: {', '.join(map(str, sections))}")
     return plain(sections[key])
+
+
+def accelerated(section: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Let a section's training be accelerated.
+
+    :param section: A section.
+    :return: A copy with the callback ``sb3_sparse.Accelerate`` before all others.
+    """
+    callbacks = section.get("callback")
+    own = callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
+    present = ACCELERATE in own or any(isinstance(one, Mapping) and ACCELERATE in one for one in own)
+    return {**section, "callback": plain(own if present else [ACCELERATE, *own])}
 
 
 def as_yaml(env: str, section: Mapping[str, Any]) -> str:

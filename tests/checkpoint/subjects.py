@@ -27,7 +27,7 @@ from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 import sb3_sparse
-from sb3_sparse import GradualPruning, QuantizationAware, RigL, RunCheckpoint, SparsityLogger
+from sb3_sparse import Accelerate, GradualPruning, QuantizationAware, RigL, RunCheckpoint, SparsityLogger
 from sb3_sparse.utils.metadata import revealed
 from sb3_sparse.zoo.presets import preset_arguments, preset_entry
 
@@ -47,6 +47,7 @@ class Subject:
     :param normalize: VecNormalize.
     :param frames: VecFrameStack, 0 for none.
     :param kwargs: Further arguments of the algorithm.
+    :param accelerated: Whether it is accelerated.
     :param evaluate_every: Steps between two evaluations.
     :param seed: Seed.
     """
@@ -61,6 +62,7 @@ class Subject:
     normalize: bool = False
     frames: int = 0
     kwargs: dict[str, Any] = field(default_factory=dict)
+    accelerated: bool = False
     evaluate_every: int = 120
     seed: int = 3
 
@@ -102,7 +104,8 @@ class Subject:
             verbose=0,
         )
         logger = [] if self.method == "stock" else [SparsityLogger()]
-        return [*own, *logger, evaluation, RunCheckpoint(self.every, folder=folder)]
+        first = [Accelerate()] if self.accelerated else []
+        return [*first, *own, *logger, evaluation, RunCheckpoint(self.every, folder=folder)]
 
     def train(self, folder: Path, extra: list[BaseCallback] = ()) -> tuple[Any, list[BaseCallback]]:  # type: ignore[assignment]
         """Train from the beginning, or go on if a checkpoint is there."""

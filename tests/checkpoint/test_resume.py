@@ -32,6 +32,12 @@ SUBJECTS = {
 }
 MORE_SUBJECTS = {
     "DQN, compress": Subject("dqn", env="CartPole-v1", method="compress", steps=360, evaluate_every=100),
+    "TD3, rlx2, accelerated": Subject("td3", steps=260, accelerated=True),
+    "SAC, ds, accelerated": Subject("sac", method="ds", accelerated=True),
+    "SAC, compress, accelerated": Subject("sac", method="compress", accelerated=True),
+    "DQN, compress, accelerated": Subject(
+        "dqn", env="CartPole-v1", method="compress", steps=360, evaluate_every=100, accelerated=True
+    ),
     "RecurrentPPO": Subject("ppo_lstm", method="lstm", steps=200),
     "SAC, ds, Ant": Subject("sac", env="Ant-v4", method="ds"),
     "SAC, rnm, Hopper": Subject("sac", env="Hopper-v4", method="rnm"),

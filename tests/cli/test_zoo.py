@@ -22,6 +22,7 @@ from sb3_sparse.conversion.loading import MissingReplayBuffer, find_algorithm, f
 from sb3_sparse.policies.algorithms import SPARSE_POLICIES
 from sb3_sparse.policies.base import SparsePolicyMixin
 from sb3_sparse.zoo.presets import preset_file, presets_folder
+from sb3_sparse.zoo.sections import accelerated
 from tests.helpers import ALGORITHMS, assert_invariants, make_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -295,3 +296,30 @@ def test_environments_of_the_presets_exist(env_id):
     import rl_zoo3.import_envs  # noqa: F401
 
     assert env_id in gym.envs.registry
+
+
+@pytest.mark.parametrize("callback", [None, "callback:[{'sb3_sparse.SET':{'every':50,'drop_fraction':0.3}}]"])
+def test_accelerated(callback, tmp_path):
+    """The callbacks of the configuration, or those of the command line, stay."""
+    arguments = ["--algo", "td3", "--env", "Pendulum-v1", "-n", "200", "--accelerate"]
+    params = [*SHORT, *([] if callback is None else [callback])]
+    run(*("-m", "sb3_sparse.cli", "train", "--method", "static"), *arguments, *params, "--seed", "1", cwd=tmp_path)
+    folder = tmp_path / "logs" / "td3" / "Pendulum-v1_1"
+    written = (folder / "Pendulum-v1" / "config.yml").read_text()
+    assert written.count("sb3_sparse.Accelerate") == 1
+    assert ("sb3_sparse.SparsityLogger" in written) == (callback is None)
+    assert ("sb3_sparse.SET" in written) == (callback is not None)
+    assert_invariants(load_model(folder / "Pendulum-v1.zip"))
+
+
+def test_a_section_is_accelerated_once():
+    for before, after in (
+        (None, ["sb3_sparse.Accelerate"]),
+        ("a.B", ["sb3_sparse.Accelerate", "a.B"]),
+        ({"a.B": {"c": 1}}, ["sb3_sparse.Accelerate", {"a.B": {"c": 1}}]),
+        (["a.B", "sb3_sparse.Accelerate"], ["a.B", "sb3_sparse.Accelerate"]),
+        ([{"sb3_sparse.Accelerate": {"verbose": 1}}], [{"sb3_sparse.Accelerate": {"verbose": 1}}]),
+    ):
+        section = {} if before is None else {"callback": before}
+        assert accelerated(section)["callback"] == after
+        assert section.get("callback") == before

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,18 @@ def test_a_grid_becomes_cells_the_reference_first():
     subject = make_subject(section=base.section)
     kept = subject.run(with_sparsity(base.section, "sac", 0.5), 0)
     assert half.spec(0).includes(kept)
+
+
+def test_trainings_may_be_accelerated(tmp_path):
+    file = tmp_path / "grid.yml"
+    file.write_text(
+        "methods: [dense, static]\nenvironments: {Pendulum-v1: {algorithms: [td3]}, CartPole-v1: {algorithms: [ppo]}}\n"
+        "steps: 20000\naccelerate: true\n"
+    )
+    for cell in cells_of(read_grid(file)):
+        assert ("sb3_sparse.Accelerate" in (cell.section.get("callback") or [])) == (cell.algo == "td3"), cell
+    with pytest.raises(ValueError, match="`accelerate` must be true or false, got 'yes'"):
+        cells_of(replace(read_grid(file), accelerate="yes"))
 
 
 def test_methods_may_have_files_and_parameters_of_their_own(tmp_path):
