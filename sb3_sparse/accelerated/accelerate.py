@@ -30,7 +30,7 @@ STEPS: dict[type[OffPolicyAlgorithm], type[Step]] = {TD3: TD3Step, DDPG: TD3Step
 _OWN = ("train", "_excluded_save_params")
 
 
-class _Train:
+class Train:
     """
     What stands in for a model's ``train``.
 
@@ -172,6 +172,6 @@ def accelerate(model: AlgorithmT) -> AlgorithmT:
     sparse_policy(model)
     if not native.available():
         raise ImportError(f"accelerate: {native.why_not()}")
-    if not isinstance(vars(model).get("train"), _Train):
-        vars(model).update(train=_Train(model), _excluded_save_params=_Excluded(model))
+    if not isinstance(vars(model).get("train"), Train):
+        vars(model).update(train=Train(model), _excluded_save_params=_Excluded(model))
     return model

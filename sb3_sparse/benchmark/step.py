@@ -20,14 +20,20 @@ from stable_baselines3 import SAC, TD3
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.accelerated import accelerate
+from sb3_sparse.accelerated.accelerate import Train
+from sb3_sparse.accelerated.samples import Sampler
 from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
 from sb3_sparse.benchmark.models import ALGORITHMS, make_model
 from sb3_sparse.benchmark.sbx import AGAINST, make_sbx_model, require_sbx, step_by_step
 from sb3_sparse.benchmark.timing import Timing, interleave
 from sb3_sparse.engine import native
+from sb3_sparse.engine.adam import SurvivorAdam
+from sb3_sparse.engine.survivors import Survivors
 
 #: How names of variants end that :func:`~sb3_sparse.accelerated.accelerate` runs.
 ACCELERATED = ", accelerated"
+#: The kernels' functions that accelerated steps are made of.
+STEP_CALLS = ("td3_critics", "td3_actor", "sac_draw", "sac_critics", "sac_actor", "dqn")
 #: Rounds of a variant take at least about this long, in seconds.
 _SECONDS_PER_ROUND = 0.15
 
@@ -203,22 +209,25 @@ def breakdown(model: OffPolicyAlgorithm, batch: int, steps: int = 100) -> dict[s
 
         return watched
 
-    module = import_module(type(model).train.__module__)
-    policy: Any = model.policy
-    owners = [owner for owner in policy.modules() if isinstance(getattr(owner, "optimizer", None), th.optim.Optimizer)]
-    buffer: Any = model.replay_buffer
+    watched_functions: list[tuple[Any, str, str]] = []
+    if native.available():
+        names = [name for name in ("forward", "backward", *STEP_CALLS) if hasattr(native.module, name)]
+        watched_functions += [(native.module, name, "kernels") for name in names]
+        watched_functions.append((native.module.Deltas, "weight_gradient", "kernels"))
+        copies = ("gather_weight", "scatter_weight", "scatter_values", "gather_gradients", "scatter_gradients")
+        watched_functions += [(native.module.Network, name, "dense copies") for name in copies]
+    if isinstance(vars(model).get("train"), Train):
+        # An object with a method of its own is left to stock: the classes are watched
+        watched_functions += [(SurvivorAdam, "step", "Adam"), (Survivors, "average", "Polyak"), (Sampler, "draw", "sampling")]
+    else:
+        policy: Any = model.policy
+        owners = [owner for owner in policy.modules() if isinstance(getattr(owner, "optimizer", None), th.optim.Optimizer)]
+        watched_functions += [(owner.optimizer, "step", "Adam") for owner in owners]
+        watched_functions.append((import_module(type(model).train.__module__), "polyak_update", "Polyak"))
+        watched_functions.append((model.replay_buffer, "sample", "sampling"))
     with ExitStack() as stack:
-        if native.available():
-            for name in ("forward", "backward"):
-                stack.enter_context(patch.object(native.module, name, watch("kernels", getattr(native.module, name))))
-            deltas, network = native.module.Deltas, native.module.Network
-            stack.enter_context(patch.object(deltas, "weight_gradient", watch("kernels", deltas.weight_gradient)))
-            for name in ("gather_weight", "scatter_weight", "scatter_values", "gather_gradients", "scatter_gradients"):
-                stack.enter_context(patch.object(network, name, watch("dense copies", getattr(network, name))))
-        for owner in owners:
-            stack.enter_context(patch.object(owner.optimizer, "step", watch("Adam", owner.optimizer.step)))
-        stack.enter_context(patch.object(module, "polyak_update", watch("Polyak", module.polyak_update)))
-        stack.enter_context(patch.object(buffer, "sample", watch("sampling", buffer.sample)))
+        for owner, name, what in watched_functions:
+            stack.enter_context(patch.object(owner, name, watch(what, getattr(owner, name))))
         start = time.perf_counter()
         model.train(steps, batch)
         total = time.perf_counter() - start
@@ -246,7 +255,7 @@ def run(arguments: argparse.Namespace) -> None:
                 for name in timings:
                     row = row_of(algo, widths, threads, name, timings)
                     rows.append(row)
-                    if arguments.breakdown and name in models and not name.endswith(ACCELERATED):
+                    if arguments.breakdown and name in models:
                         found = breakdown(models[name], arguments.batch)
                         parts.append(
                             {**dict(list(row.items())[:4]), **{f"{part} (us)": value for part, value in found.items()}}

@@ -65,10 +65,101 @@ def one(native: Any, rng: np.random.Generator, kind: str, dtype: type) -> None:
     np.sqrt(square, out=root)
     networks[0].adam_values(1e-3, 0.5, 1e-8)
     networks[0].scatter_values()
+    networks[0].adam(0.9, 0.999, 1e-4, 1e-3, 0.5, 1e-8)
+    assert networks[0].gradient_norm() >= 0
+    networks[0].scale_gradient(0.5)
+    networks[1].average_all(0.995, 0.005, networks[0])
     for layer in range(n_layers):
         networks[1].average(layer, 0.995, 0.005, networks[0], layer)
         networks[1].scatter_weight(layer)
     assert all(np.isfinite(weight).all() and not weight[~mask].any() for weight, mask in zip(weights, masks, strict=True))
+
+
+class Chain:
+    """A network of random masks, with the dense arrays that it belongs to."""
+
+    def __init__(
+        self, native: Any, rng: np.random.Generator, widths: list[int], last: int, *, side_by_side: bool = False
+    ) -> None:
+        pairs = [(widths[0], width) for width in widths[1:]] if side_by_side else list(pairwise(widths))
+        self.masks = [rng.random((n_outputs, n_inputs)) < rng.choice([0.0, 0.3, 1.0]) for n_inputs, n_outputs in pairs]
+        self.weights = [(rng.normal(size=mask.shape) * mask).astype(np.float32) for mask in self.masks]
+        self.biases = [rng.normal(size=len(mask)).astype(np.float32) for mask in self.masks]
+        activations = [0] * len(pairs) if side_by_side else [1] * (len(pairs) - 1) + [last]
+        shapes = [(address(mask), *mask.shape, code) for mask, code in zip(self.masks, activations, strict=True)]
+        dense = [(address(weight), address(bias)) for weight, bias in zip(self.weights, self.biases, strict=True)]
+        self.network = native.Network(shapes, dense)
+        for layer in range(len(pairs)):
+            assert self.network.gather_weight(layer)
+
+
+def steps(native: Any, rng: np.random.Generator) -> None:
+    """The gradient steps of every algorithm on a random batch."""
+    n_samples, n_observations, n_actions = int(rng.integers(1, 150)), int(rng.integers(1, 20)), int(rng.integers(1, 7))
+    n_threads, n_critics, n_rows = int(rng.integers(1, 5)), int(rng.integers(1, 4)), 50
+
+    def put(batch: Any, *, choices: bool) -> Any:
+        dtype = rng.choice([np.float32, np.float64])
+        rows = rng.integers(n_rows, size=n_samples)
+        arrays = [rng.normal(size=(n_rows, n_observations)).astype(dtype) for _ in range(2)]
+        chosen = rng.uniform(-1, 1, (n_rows, n_actions)).astype(np.float32)
+        rewards, dones, timeouts = rng.random((3, n_rows), dtype=np.float32)
+        indices = rows if rng.random() < 0.7 else None
+        if indices is None:
+            n = n_samples
+            arrays = [np.resize(array, (n, n_observations)) for array in arrays]
+            chosen, rewards, dones = np.resize(chosen, (n, n_actions)), np.resize(rewards, n), np.resize(dones, n)
+        discounts = rng.random(n_samples, dtype=np.float32) if rng.random() < 0.5 else None
+        is_double = dtype == np.float64
+        assert batch.put_observations(address(arrays[0]), is_double, n_observations, address(indices))
+        assert batch.put_next_observations(address(arrays[1]), is_double, n_observations, address(indices))
+        late = timeouts if indices is not None else None
+        assert batch.put_rewards(address(rewards), address(dones), address(late), address(indices), address(discounts), 0.99)
+        if not choices:
+            assert batch.put_actions(address(chosen), False, n_actions, address(indices))
+        return batch
+
+    def widths(n_inputs: int, n_outputs: int) -> list[int]:
+        return [n_inputs, *rng.integers(1, 40, int(rng.integers(1, 3))).tolist(), n_outputs]
+
+    batch = put(native.Batch(n_samples, n_observations, n_actions), choices=False)
+    critics = [Chain(native, rng, widths(n_observations + n_actions, 1), 0) for _ in range(n_critics)]
+    targets = [Chain(native, rng, widths(n_observations + n_actions, 1), 0) for _ in range(n_critics)]
+    online, also = [chain.network for chain in critics], [chain.network for chain in targets]
+    actor = Chain(native, rng, widths(n_observations, n_actions), 2)
+    noise = rng.normal(size=(n_samples, n_actions)).astype(np.float32)
+    loss, found = native.td3_critics(batch, actor.network, also, online, address(noise), 0.5, n_threads)
+    assert np.isfinite(loss)
+    for deltas in found:
+        deltas.weight_gradient(False, n_threads)
+    loss, found = native.td3_actor(batch, actor.network, online[0], n_threads)
+    assert np.isfinite(loss)
+    for deltas in found:
+        deltas.weight_gradient(True, n_threads)
+
+    body = Chain(native, rng, widths(n_observations, int(rng.integers(1, 30))), 1)
+    heads = Chain(native, rng, [len(body.masks[-1]), n_actions, n_actions], 0, side_by_side=True)
+    log_prob, drawn = native.sac_draw(batch, body.network, heads.network, address(noise), n_threads)
+    loss, found = native.sac_critics(batch, body.network, heads.network, also, online, address(noise), 0.2, n_threads)
+    more, others = native.sac_actor(batch, drawn, online, 0.2, n_threads)
+    del batch, drawn
+    assert np.isfinite([log_prob, loss, more]).all()
+    for deltas in (*found, *others):
+        deltas.weight_gradient(False, n_threads)
+
+    batch = put(native.Batch(n_samples, n_observations, 0), choices=True)
+    q_net, target = (Chain(native, rng, widths(n_observations, n_actions), 0) for _ in range(2))
+    actions = rng.integers(n_actions, size=n_samples)
+    loss, found = native.dqn(batch, q_net.network, target.network, address(actions), n_threads)
+    assert np.isfinite(loss)
+    found[0].weight_gradient(False, n_threads)
+    for wrong in (n_actions, -1):
+        actions[-1] = wrong
+        try:
+            native.dqn(batch, q_net.network, target.network, address(actions), n_threads)
+        except IndexError:
+            continue
+        raise AssertionError("an action that there is not was taken")
 
 
 def main() -> None:
@@ -84,6 +175,7 @@ def main() -> None:
         for _ in range(n_networks):
             one(native, rng, "Network", np.float32)
             one(native, rng, "NetworkDouble", np.float64)
+            steps(native, rng)
     assert not native.choose_set("of the future")
     print("clean")
 

@@ -36,9 +36,13 @@ def test_left_out_on_purpose(tmp_path):
 def test_sanitizers(sanitizers, library, tmp_path):
     _, module = build(tmp_path, SB3_SPARSE_SANITIZE=sanitizers)
     assert module is not None
-    found = subprocess.run(["g++", f"-print-file-name={library}"], capture_output=True, text=True, check=True).stdout.strip()
+    # The sanitizers look for C++'s own library when they begin, and Python has not loaded it then
+    found = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
+        for name in (library, "libstdc++.so")
+    ]
     environment = os.environ | {
-        "LD_PRELOAD": found,
+        "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": "detect_leaks=0",  # of Python itself
         "TSAN_OPTIONS": "halt_on_error=1",
         "OMP_NUM_THREADS": "1",
