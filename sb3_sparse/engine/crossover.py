@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ CACHE_VARIABLE = "SB3_SPARSE_CACHE"
 #: Rounds of a measurement, and how many more follow where the result is not clear: the best times of few rounds may all have
 #: been disturbed on a busy machine, and what is found is kept.
 _ROUNDS, _MORE_ROUNDS, _CLEAR = 7, 23, 1.5
+_DENSITY = re.compile(r"@([0-9.]+)")
 
 
 def _machine() -> str:
@@ -47,6 +49,12 @@ def _read(path: Path) -> dict[str, float]:
         return {str(key): float(value) for key, value in json.loads(path.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
+
+
+def _parts(key: str) -> tuple[str, list[float]]:
+    """A shape class without its densities, and these."""
+    densities = [float(text) for text in _DENSITY.findall(key)]
+    return _DENSITY.sub("@", key), densities
 
 
 @contextmanager
@@ -114,9 +122,25 @@ class Crossovers:
             # Two threads that measure at once disturb each other
             with _measuring:
                 if key not in self.ratios:
-                    self.ratios[key] = _measure(sequence, n_samples)
+                    known = self._known_from_others(key)
+                    self.ratios[key] = _measure(sequence, n_samples) if known is None else known
                     self._save()
         return self.ratios[key]
+
+    def _known_from_others(self, key: str) -> float | None:
+        """
+        Spare a measurement, where masks become sparser and sparser: what is clearly faster stays so with fewer weights, and
+        what is clearly slower with more. The ratio found there is kept, so that a rerun decides the same.
+        """
+        widths, densities = _parts(key)
+        for other, ratio in list(self.ratios.items()):
+            others_widths, others = _parts(other)
+            if others_widths != widths or 1 / _CLEAR < ratio < _CLEAR:
+                continue
+            pairs = list(zip(others, densities, strict=True))
+            if all(more >= own for more, own in pairs) if ratio >= _CLEAR else all(fewer <= own for fewer, own in pairs):
+                return ratio
+        return None
 
     def _save(self) -> None:
         if self.path is None:
@@ -179,7 +203,7 @@ def _measure(sequence: SparseSequential, n_samples: int) -> float:
             variant()  # not timed: the first time is special
         of_dense = of_kernels = float("inf")
         for round_index in range(_ROUNDS + _MORE_ROUNDS):
-            if round_index == _ROUNDS and of_dense > _CLEAR * of_kernels:
+            if round_index == _ROUNDS and not 1 / _CLEAR < of_dense / of_kernels < _CLEAR:
                 break
             of_dense, of_kernels = best(dense, of_dense), best(kernels, of_kernels)
     return of_dense / of_kernels

@@ -75,6 +75,37 @@ def test_auto_measures_once_and_remembers(auto_engine, monkeypatch):
 
 
 @needs_kernels
+def test_what_others_have_shown_is_not_measured(auto_engine, monkeypatch):
+    """Masks that become sparser and sparser, as pruning makes them, are measured until the kernels are clearly faster."""
+    measured = []
+
+    def measure(sequence, n_samples):
+        density = sequence.layers[1].n_active / sequence.layers[1].weight.numel()
+        measured.append(round(density, 2))
+        return 3.0 if density < 0.45 else 0.9 if density < 0.7 else 0.5
+
+    monkeypatch.setattr(crossover, "_measure", measure)
+    sequence = make_sequence(MLP, engine="auto")
+    decided = {}
+    for hundredths in (95, 90, 85, 60, 50, 40, 30, 20, 10, 5):
+        generator = th.Generator().manual_seed(hundredths)
+        for layer in sequence.layers:
+            order = th.rand(layer.weight.shape, generator=generator)
+            layer.replace_mask(order <= order.flatten().kthvalue(max(1, order.numel() * hundredths // 100))[0])
+        decided[hundredths] = crossover.crossovers().ratio(sequence, 100)
+    assert measured == [0.95, 0.9, 0.85, 0.6, 0.5, 0.4]
+    assert [hundredths for hundredths, ratio in decided.items() if ratio >= 1.05] == [40, 30, 20, 10, 5]
+    # More weights than where it was clearly slower
+    for layer in sequence.layers:
+        layer.replace_mask(th.ones_like(layer.weight_mask))
+    assert crossover.crossovers().ratio(sequence, 100) == 0.5
+    assert crossover.crossovers().ratio(sequence, 33) == 0.5
+    assert len(measured) == 7, "another size of batch is another matter"
+    (file,) = auto_engine.glob("*.json")
+    assert len(json.loads(file.read_text())) == 12
+
+
+@needs_kernels
 def test_a_real_measurement_leaves_nothing_behind(auto_engine):
     sequence = make_sequence(MLP, engine="auto")
     before, state = [parameter.clone() for parameter in sequence.parameters()], th.get_rng_state()
