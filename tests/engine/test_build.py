@@ -50,3 +50,22 @@ def test_sanitizers(sanitizers, library, tmp_path):
     command = [sys.executable, str(Path(__file__).parent / "sanitized.py"), str(module.parent), "25"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.stdout == "clean\n", result.stderr[-3000:]
+
+
+@pytest.mark.expensive
+@pytest.mark.parametrize(
+    ("compiler", "runner"), [("g++", []), ("aarch64-linux-gnu-g++", ["qemu-aarch64"])], ids=["this machine", "arm64, emulated"]
+)
+def test_kernels_without_python(compiler, runner, tmp_path):
+    """The baseline kernels against plain loops; on arm64 the same code, in an emulator."""
+    if any(shutil.which(tool) is None for tool in (compiler, *runner)):
+        pytest.skip(f"needs {' and '.join((compiler, *runner))}")
+    source = ROOT / "sb3_sparse" / "engine" / "src"
+    files = [
+        Path(__file__).parent / "plain.cpp",
+        *(source / f"{n}.cpp" for n in ("network", "training", "threads", "kernels_baseline")),
+    ]
+    flags = ["-std=c++17", "-O2", "-fno-math-errno", "-static", "-pthread", "-I", str(source)]
+    subprocess.run([compiler, *flags, "-o", str(tmp_path / "plain"), *map(str, files)], check=True)
+    result = subprocess.run([*runner, str(tmp_path / "plain")], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "clean\n"), result.stdout + result.stderr
