@@ -20,7 +20,7 @@ from sb3_sparse.zoo.sections import accelerated
 DENSE = "dense"
 #: Algorithms whose train() can be accelerated.
 _ACCELERATED = ("td3", "ddpg", "sac", "dqn")
-_METHOD_KEYS = {"method", "conf_file", "params"}
+_METHOD_KEYS = {"method", "conf_file", "params", "accelerate"}
 _ENVIRONMENT_KEYS = {"algorithms", "steps", "params"}
 _SEQUENTIAL_KEYS = {"group", "error"}
 
@@ -30,7 +30,7 @@ class Grid:
     """
     What a sweep is made of; each is trained with each.
 
-    :param methods: Names of presets; or by any name a map of ``method`` or ``conf_file``, and ``params``.
+    :param methods: Names of presets; or by any name a map of ``method`` or ``conf_file``, and ``params`` and ``accelerate``.
     :param algorithms: rl-zoo3's names.
     :param environments: Ids; or by id a map of ``algorithms``, ``steps`` and ``params`` of that environment.
     :param sparsities: Sparsities that every method but the dense ones is given; none: each has its own.
@@ -172,9 +172,16 @@ def _checked(problems: list[str], check: Callable[..., Any], *arguments: Any, **
         return None
 
 
+def _maps(values: Any) -> list[Mapping[str, Any]]:
+    """What a map holds that are maps themselves."""
+    return [value for value in values.values() if isinstance(value, Mapping)] if isinstance(values, Mapping) else []
+
+
 def _check_numbers(grid: Grid, problems: list[str]) -> None:
-    if type(grid.accelerate) is not bool:
-        problems.append(f"`accelerate` must be true or false, got {grid.accelerate!r}")
+    own = [one["accelerate"] for one in _maps(grid.methods) if "accelerate" in one]
+    problems += [
+        f"`accelerate` must be true or false, got {value!r}" for value in (grid.accelerate, *own) if type(value) is not bool
+    ]
     seeds = grid.seeds if isinstance(grid.seeds, list) else [grid.seeds]
     low = 0 if isinstance(grid.seeds, list) else 1
     for seed in seeds:
@@ -241,7 +248,8 @@ def cells_of(grid: Grid, *, trainable: bool = True) -> list[Cell]:
                         section = _checked(problems, _section, method, given, algo, env, sparsity, steps, params)
                         if section is None:
                             continue
-                        if grid.accelerate and algo in _ACCELERATED:
+                        # The dense method has stock policies
+                        if given.get("accelerate", grid.accelerate) and algo in _ACCELERATED and not is_dense:
                             section = accelerated(section)
                         if trainable:
                             _checked(problems, check_trainable, algo, env, section, Path(folder))

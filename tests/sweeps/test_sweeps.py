@@ -100,11 +100,12 @@ def test_a_grid_becomes_cells_the_reference_first():
 def test_trainings_may_be_accelerated(tmp_path):
     file = tmp_path / "grid.yml"
     file.write_text(
-        "methods: [dense, static]\nenvironments: {Pendulum-v1: {algorithms: [td3]}, CartPole-v1: {algorithms: [ppo]}}\n"
+        "methods: {dense: null, static: null, mine: {method: static, accelerate: false}}\nenvironments: {Pendulum-v1: {algorithms: [td3]}, CartPole-v1: {algorithms: [ppo]}}\n"
         "steps: 20000\naccelerate: true\n"
     )
     for cell in cells_of(read_grid(file)):
-        assert ("sb3_sparse.Accelerate" in (cell.section.get("callback") or [])) == (cell.algo == "td3"), cell
+        expected = cell.algo == "td3" and cell.method == "static"
+        assert ("sb3_sparse.Accelerate" in (cell.section.get("callback") or [])) == expected, cell
     with pytest.raises(ValueError, match="`accelerate` must be true or false, got 'yes'"):
         cells_of(replace(read_grid(file), accelerate="yes"))
 
@@ -172,7 +173,7 @@ def test_everything_that_is_wrong_is_named_at_once(tmp_path, monkeypatch):
         ("methods: 3\nenvironments: [Pendulum-v1]\n", "`methods` must be a list of names, or a map, got 3"),
         (
             "methods: {a: {speed: 1}}\nenvironments: [Pendulum-v1]\n",
-            "`methods` 'a' must be a map of conf_file, method, params",
+            "`methods` 'a' must be a map of accelerate, conf_file, method, params",
         ),
         (
             "methods: [static]\nenvironments: [Pendulum-v1]\nalgorithms: [sac]\nsteps: 200\n",
