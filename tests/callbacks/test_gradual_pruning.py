@@ -512,3 +512,15 @@ def test_rescaling_goes_on_exactly(tmp_path):
 def test_unknown_rescaling_is_refused():
     with pytest.raises(ValueError, match=r"`rescale` must be .*'unit'.*'fan_in'.*, got 'half'"):
         GradualPruning(0.5, rescale="half")
+
+
+def test_the_native_engine_sees_rescaled_weights():
+    pytest.importorskip("sb3_sparse.engine._native")
+    weights = []
+    for engine in ("torch", "native"):
+        policy_kwargs = dict(sparsity=0.8, net_arch=[128, 128], engine=engine)
+        model = make_model(SAC, policy_kwargs=policy_kwargs, train_freq=1, gradient_steps=1)
+        model.learn(60, callback=GradualPruning(0.95, 25, 50, updates=3, rescale="fan_in"))
+        weights.append(th.cat([weight.detach().flatten() for weight in model.policy.parameters()]))
+    # Another order of sums
+    assert th.allclose(*weights, atol=1e-5)
