@@ -99,10 +99,9 @@ def test_a_grid_becomes_cells_the_reference_first():
 
 def test_trainings_may_be_accelerated(tmp_path):
     file = tmp_path / "grid.yml"
-    file.write_text(
-        "methods: {dense: null, static: null, mine: {method: static, accelerate: false}}\nenvironments: {Pendulum-v1: {algorithms: [td3]}, CartPole-v1: {algorithms: [ppo]}}\n"
-        "steps: 20000\naccelerate: true\n"
-    )
+    environments = "{Pendulum-v1: {algorithms: [td3]}, CartPole-v1: {algorithms: [ppo]}}"
+    methods = "{dense: null, static: null, mine: {method: static, accelerate: false}}"
+    file.write_text(f"methods: {methods}\nenvironments: {environments}\nsteps: 20000\naccelerate: true\n")
     for cell in cells_of(read_grid(file)):
         expected = cell.algo == "td3" and cell.method == "static"
         assert ("sb3_sparse.Accelerate" in (cell.section.get("callback") or [])) == expected, cell
