@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--accelerate", action="store_true", help="each variant under accelerate() too, and a dense one")
     parser.add_argument("--breakdown", action="store_true", help="where the time of a step goes")
     parser.add_argument("--against", choices=AGAINST, help="another library beside stock: SBX, which is dense and compiled")
+    sets = native.module.available_sets() if native.available() else []
+    parser.add_argument("--instruction-set", choices=sets, help="of the kernels; the widest of this machine if left out")
     parser.add_argument("--json", action="store_true")
 
 
@@ -243,6 +245,8 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.against is not None:
         require_sbx(arguments.threads)
+    if arguments.instruction_set is not None:
+        native.module.choose_set(arguments.instruction_set)
     kwargs = variants(arguments.sparsity, arguments.pattern, masked=arguments.masked, accelerated=arguments.accelerate)
     rows, parts = [], []
     for threads in arguments.threads:
