@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import fmean
 
 from sb3_sparse.runs.driver import Driver, Running
 from sb3_sparse.runs.progress import Progress
@@ -40,9 +39,9 @@ def _left(running: Running) -> tuple[str, str, str]:
     return f"{100 * done / running.spec.n_timesteps:.0f} %", f"{speed:,.0f} steps/s", f"{left / 60:.1f} min"
 
 
-class Table:
+class Table(Progress):
     """
-    A live table of all trainings.
+    How far a sweep is, as a table of all trainings or, like any progress, in lines.
 
     :param specs: The trainings.
     :param store: Where results lie.
@@ -51,33 +50,15 @@ class Table:
     def __init__(self, specs: Sequence[RunSpec], store: Store) -> None:
         self.specs = list(dict((spec.key, spec) for spec in specs).values())
         self.known = states(self.specs, store)
-        self.seconds: list[float] = []
         self._seen = 0
+        super().__init__("sweep", len(self.specs))
 
-    def update(self, driver: Driver) -> None:
-        """
-        Note what has ended since.
-
-        :param driver: What trains.
-        """
+    def _counts(self, driver: Driver) -> tuple[int, int]:
+        """Other runs of the sweep count too."""
         for result in driver.trained[self._seen :]:
             self.known[result.spec.key] = result.state
-            self.seconds += [result.seconds] if result.state == COMPLETE else []
         self._seen = len(driver.trained)
-
-    def summary(self, driver: Driver) -> str:
-        """
-        Say how far the sweep is.
-
-        :param driver: What trains.
-        :return: In one line.
-        """
-        bad = sum(state != COMPLETE for state in self.known.values())
-        text = f"{len(self.known)} of {len(self.specs)} done" + (f", {bad} not completed" if bad else "")
-        left = len(self.specs) - len(self.known)
-        if left and self.seconds:
-            text += f", about {fmean(self.seconds) * left / max(driver.engine.size, 1) / 60:.0f} min left"
-        return text
+        return len(self.known), sum(state != COMPLETE for state in self.known.values())
 
     def render(self, driver: Driver):  # type: ignore[no-untyped-def]
         """
@@ -88,8 +69,7 @@ class Table:
         """
         from rich.table import Table as RichTable
 
-        self.update(driver)
-        table = RichTable(title=self.summary(driver))
+        table = RichTable(title=self.line(driver))
         for name in ("training", "state", "progress", "speed", "left"):
             table.add_column(name)
         running = {one.spec.key: one for one in driver.running}
@@ -117,12 +97,7 @@ def watched(driver: Driver, specs: Sequence[RunSpec]) -> Iterator[None]:
     """
     table = Table(specs, driver.store)
     if not sys.stderr.isatty():
-
-        def counts() -> tuple[int, int]:
-            table.update(driver)
-            return len(table.known), sum(state != COMPLETE for state in table.known.values())
-
-        driver.watch = Progress("sweep", len(table.specs), len(driver.trained), counts)
+        driver.watch = table
         yield
         return
     from rich.console import Console

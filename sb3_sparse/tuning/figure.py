@@ -59,7 +59,7 @@ def _draw(axes: Any, rows: Sequence[Row], points: Sequence[Row], cost: str) -> N
                 label=f"{label}{suffix}",
             )
     logarithmic_axis(axes)
-    axes.set_xlabel(OBJECTIVES[cost].label)
+    axes.set_xlabel(OBJECTIVES[cost])
     axes.set_ylabel("return")
     plain_axes(axes)
 

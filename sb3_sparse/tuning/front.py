@@ -17,7 +17,7 @@ from sb3_sparse.tuning.objectives import LATENCY, OBJECTIVES, check_objectives
 from sb3_sparse.tuning.questions import FrontQuestion, Place
 from sb3_sparse.tuning.results import Reports, Row, importances, points, reported_rows, reports, tried, tuning_front
 from sb3_sparse.tuning.sampling import check_sampler
-from sb3_sparse.tuning.session import Session, make_subject
+from sb3_sparse.tuning.session import Session, make_subject, opened
 from sb3_sparse.tuning.spaces import check_configuration, check_searches
 from sb3_sparse.tuning.tables import importance_rows, point_rows, report_rows, to_json, to_markdown, trial_rows
 from sb3_sparse.tuning.timing import quiet_latencies
@@ -72,7 +72,7 @@ def find_front(question: FrontQuestion, place: Place | None = None) -> Found:
     if question.export_best is not None:
         make_folder("--export-best", question.export_best)
     n_seeds = question.report_seeds
-    with Session(subject, question, place or Place()) as session:
+    with opened(subject, question, place or Place()) as session:
         session.search(question.trials, lambda: _best(session))
         found = _write(session, n_seeds)
         if all(row.is_dense or row.state != "complete" for row in found.rows):
@@ -101,7 +101,7 @@ def _best(session: Session) -> str:
     if len(shown) > _SHOWN:
         # Both ends and something in between
         shown = [shown[round(i * (len(shown) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)]
-    return f"front of {len(front)}, return at {OBJECTIVES[cost].label}: {'; '.join(shown)}" if shown else ""
+    return f"front of {len(front)}, return at {OBJECTIVES[cost]}: {'; '.join(shown)}" if shown else ""
 
 
 def _latencies(session: Session, rows: list[Row], again: Reports) -> dict[int, float]:
@@ -114,7 +114,7 @@ def _latencies(session: Session, rows: list[Row], again: Reports) -> dict[int, f
         ]
         for row in rows
     }
-    return quiet_latencies(session.store, session.folder / "latency.json", specs)
+    return quiet_latencies(session.driver.store, session.folder / "latency.json", specs)
 
 
 def _write(session: Session, n_seeds: int) -> Found:
@@ -131,7 +131,7 @@ def _write(session: Session, n_seeds: int) -> Found:
         rows = [
             replace(row, measures={**row.measures, LATENCY: quiet[row.number]}) if row.number in quiet else row for row in rows
         ]
-    again = reports(subject, rows, session.store, n_seeds)
+    again = reports(subject, rows, session.driver.store, n_seeds)
     shown = points(subject, rows, again, _latencies(session, reported_rows(subject, rows, again), again))
     table = to_markdown(shown)
     texts = {
@@ -153,9 +153,7 @@ def _write(session: Session, n_seeds: int) -> Found:
 
 def tune(algo: str, env: str, *, place: Place | None = None, **options: Any) -> Found:
     """
-    Find a Pareto front, called with separate arguments.
-
-    :func:`find_front`, as it is called with separate arguments.
+    Find a Pareto front: :func:`find_front`, called with separate arguments.
 
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Objective:
-    """
-    What a configuration is judged by.
-
-    :param label: With its unit, for tables and figures.
-    :param maximize: Whether more is better.
-    """
-
-    label: str
-    maximize: bool
-
 
 RETURN, LATENCY = "return", "latency"
-OBJECTIVES: dict[str, Objective] = {
-    RETURN: Objective("return", True),
-    "flops": Objective("FLOPs of an action", False),
-    "bytes": Objective("bytes", False),
-    "parameters": Objective("parameters", False),
-    LATENCY: Objective("latency (µs)", False),
+#: With their units, for tables and figures. More return is better, and less of everything else.
+OBJECTIVES = {
+    RETURN: "return",
+    "flops": "FLOPs of an action",
+    "bytes": "bytes",
+    "parameters": "parameters",
+    LATENCY: "latency (µs)",
 }
 
 

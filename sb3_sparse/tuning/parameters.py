@@ -9,21 +9,31 @@ from typing import Any
 @dataclass(frozen=True)
 class Parameter:
     """
-    A parameter of a search.
+    A parameter of a search: one of several values, or a number.
 
     :param name: Its name in the study; ``{network}`` stands for the name of a network.
     :param meaning: What its values mean, for the table.
     :param when: When it is suggested, for the table; empty for always.
+    :param choices: The values; none for a number.
+    :param low: Smallest value. If it is an integer, all values are.
+    :param high: Largest value.
+    :param log: Whether equal ratios are equally likely.
     """
 
     name: str
     meaning: str
     when: str = ""
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 1.0
+    log: bool = False
 
     @property
     def values(self) -> str:
         """Its values, for the table."""
-        raise NotImplementedError
+        if self.choices:
+            return ", ".join(map(str, self.choices))
+        return f"{self.low:g} to {self.high:g}{', logarithmic' if self.log else ''}"
 
     def suggest(self, trial: Any, **names: str) -> Any:
         """
@@ -33,57 +43,8 @@ class Parameter:
         :param names: What stands for the parts of the name in braces.
         :return: The trial's value.
         """
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Choice(Parameter):
-    """
-    One of several values.
-
-    :param choices: The values.
-    """
-
-    choices: tuple[Any, ...] = ()
-
-    @property
-    def values(self) -> str:
-        """Its values, for the table."""
-        return ", ".join(str(choice) for choice in self.choices)
-
-    def suggest(self, trial: Any, **names: str) -> Any:
-        """See :meth:`Parameter.suggest`."""
-        return trial.suggest_categorical(self.name.format(**names), list(self.choices))
-
-
-@dataclass(frozen=True)
-class Number(Parameter):
-    """
-    A float.
-
-    :param low: Smallest value.
-    :param high: Largest value.
-    :param log: Whether equal ratios are equally likely.
-    """
-
-    low: float = 0.0
-    high: float = 1.0
-    log: bool = False
-
-    @property
-    def values(self) -> str:
-        """Its values, for the table."""
-        return f"{self.low:g} to {self.high:g}{', logarithmic' if self.log else ''}"
-
-    def suggest(self, trial: Any, **names: str) -> float:
-        """See :meth:`Parameter.suggest`."""
-        return trial.suggest_float(self.name.format(**names), self.low, self.high, log=self.log)
-
-
-@dataclass(frozen=True)
-class Integer(Number):
-    """An integer, with the arguments of :class:`Number`."""
-
-    def suggest(self, trial: Any, **names: str) -> int:
-        """See :meth:`Parameter.suggest`."""
-        return trial.suggest_int(self.name.format(**names), int(self.low), int(self.high), log=self.log)
+        name = self.name.format(**names)
+        if self.choices:
+            return trial.suggest_categorical(name, list(self.choices))
+        suggest = trial.suggest_int if isinstance(self.low, int) else trial.suggest_float
+        return suggest(name, self.low, self.high, log=self.log)

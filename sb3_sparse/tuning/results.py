@@ -18,7 +18,7 @@ from sb3_sparse.runs.result import COMPLETE, DIVERGED, RunResult
 from sb3_sparse.runs.statistics import mean_interval
 from sb3_sparse.runs.store import Store
 from sb3_sparse.tuning.jobs import CONFIGURATION, JOB, REASON, by_job, is_over, was_killed
-from sb3_sparse.tuning.objectives import LATENCY, OBJECTIVES, RETURN
+from sb3_sparse.tuning.objectives import LATENCY, RETURN
 from sb3_sparse.tuning.pareto import front
 from sb3_sparse.tuning.study import REFERENCE, Subject
 
@@ -129,8 +129,9 @@ def _front(subject: Subject, rows: Sequence[Row]) -> list[Row]:
     """The rows that no other dominates by its mean and its measures."""
     points = []
     for row in rows:
-        values = {**row.measures, RETURN: row.mean}
-        points.append([-values[name] if OBJECTIVES[name].maximize else values[name] for name in subject.objectives])
+        # Less is better
+        values = {**row.measures, RETURN: -row.mean}
+        points.append([values[name] for name in subject.objectives])
     return [rows[index] for index in front(points)]
 
 
@@ -228,7 +229,7 @@ def importances(study: optuna.Study, subject: Subject) -> dict[str, dict[str, fl
         # Few trials, and that low targets are the good ones, which is so here
         warnings.simplefilter("ignore")
         for index, name in enumerate(subject.objectives):
-            sign = -1.0 if OBJECTIVES[name].maximize else 1.0
+            sign = -1.0 if name == RETURN else 1.0
 
             def target(trial: FrozenTrial, index: int = index, sign: float = sign) -> float:
                 return sign * trial.values[index]

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 from gymnasium import spaces
+from optuna.storages import BaseStorage
 from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_sparse.runs.driver import Driver
@@ -88,57 +89,27 @@ def _check_samples(subject: Subject, folder: Path) -> None:
             return
 
 
+@dataclass(frozen=True)
 class Session:
     """
-    A subject, its files and its driver, all workers of which end with the ``with`` block. The constructor opens the study, and
-    checks that it can.
+    A study, its files and its driver.
 
     :param subject: What the study is about.
-    :param task: What is asked.
-    :param place: Where it is.
-    :raises ValueError: If the storage or the study will not do, or another process works there.
+    :param name: Its name.
+    :param folder: Of its files.
+    :param study: Optuna's study.
+    :param storage: Its storage.
+    :param driver: Trains.
+    :param driver_name: Of this driver, where others of other machines share the study; None: it has the study for itself.
     """
 
-    def __init__(self, subject: Subject, task: Task, place: Place) -> None:
-        require_integer("--workers", place.workers, low=1)
-        self.subject, self.name = subject, place.study_name or task.name
-        self.folder = (place.folder or Path("tune") / task.name).absolute()
-        if place.storage is None:
-            make_folder("--output", self.folder)
-        journal = self.folder / "study.log"
-        default = str(journal) if journal.is_file() else f"sqlite:///{self.folder / 'study.db'}"
-        address = place.storage or default
-        file = file_of(address)
-        with ExitStack() as stack:
-            if file is not None and file.parent.is_dir():
-                stack.enter_context(locked(file.with_name(f"{file.name}.driver"), str(file)))
-            self.storage = open_storage(address)
-            self.study = open_study(self.storage, self.name, subject, resume=place.resume)
-            make_folder("--output", self.folder)
-            #: This driver's name, where others of other machines share the study: those of a server.
-            self.driver_name = self._own_name() if file is None else None
-            self.store = Store(place.runs or self.folder / "runs", "--runs")
-            if file is not None:
-                import_reports(self.storage, self.name, subject, self.store)
-            engine = LocalEngine(place.workers, self.folder / "workers.log", place.gym_packages)
-            self.driver = Driver(self.store, engine, retry=place.retry)
-            self._stack = stack.pop_all()
-
-    def _own_name(self) -> str:
-        """The same after this driver was stopped and is started again in its folder."""
-        file = self.folder / "driver"
-        if not file.is_file():
-            write_text(file, uuid.uuid4().hex)
-        return file.read_text()
-
-    def __enter__(self) -> Session:
-        with self._stack as stack:
-            stack.enter_context(self.driver)
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
+    subject: Subject
+    name: str
+    folder: Path
+    study: optuna.Study
+    storage: BaseStorage
+    driver: Driver
+    driver_name: str | None
 
     def search(self, n_trials: int, extra: Callable[[], str]) -> None:
         """
@@ -158,14 +129,14 @@ class Session:
         :return: Their results.
         """
         if self.driver_name is None:
-            n_missing = sum(self.store.get(spec) is None for spec in specs)
+            n_missing = sum(self.driver.store.get(spec) is None for spec in specs)
             self.driver.watch = Progress(title, n_missing, len(self.driver.trained))
             return self.driver.run(specs)
         report = replace(self.subject, kind="report")
         study = open_study(self.storage, self.name + REPORT_SUFFIX, report, resume=True)
         plan = Shared(study, self.storage, self.subject, specs, self.driver_name)
         self._work(plan, title)
-        return plan.results(self.store)
+        return plan.results(self.driver.store)
 
     def _work(self, plan: Jobs, title: str, extra: Callable[[], str] = lambda: "") -> None:
         self.driver.watch = Progress(title, len(plan.names), len(self.driver.trained), plan.counts, extra)
@@ -185,3 +156,45 @@ class Session:
         spec = self.subject.run(dense(self.subject.section, self.subject.algo), 0, report=report)
         with tempfile.TemporaryDirectory() as folder:
             return random_return(spec.algo, spec.env, spec.section, spec.episode_seeds, Path(folder))
+
+
+@contextmanager
+def opened(subject: Subject, task: Task, place: Place) -> Iterator[Session]:
+    """
+    Open a study. Another process that works on it or in its folder of trainings is kept out, and all workers end with the
+    ``with`` block.
+
+    :param subject: What the study is about.
+    :param task: What is asked.
+    :param place: Where it is.
+    :return: Everything that works on it.
+    :raises ValueError: If the storage or the study will not do, or another process works there.
+    """
+    require_integer("--workers", place.workers, low=1)
+    name, folder = place.study_name or task.name, (place.folder or Path("tune") / task.name).absolute()
+    if place.storage is None:
+        make_folder("--output", folder)
+    journal = folder / "study.log"
+    address = place.storage or (str(journal) if journal.is_file() else f"sqlite:///{folder / 'study.db'}")
+    file = file_of(address)
+    with ExitStack() as stack:
+        if file is not None and file.parent.is_dir():
+            stack.enter_context(locked(file.with_name(f"{file.name}.driver"), str(file)))
+        storage = open_storage(address)
+        study = open_study(storage, name, subject, resume=place.resume)
+        make_folder("--output", folder)
+        store = Store(place.runs or folder / "runs", "--runs")
+        engine = LocalEngine(place.workers, folder / "workers.log", place.gym_packages)
+        driver = stack.enter_context(Driver(store, engine, retry=place.retry))
+        if file is not None:
+            import_reports(storage, name, subject, store)
+        # Those of a server have names
+        yield Session(subject, name, folder, study, storage, driver, _own_name(folder) if file is None else None)
+
+
+def _own_name(folder: Path) -> str:
+    """The same after this driver was stopped and is started again in its folder."""
+    file = folder / "driver"
+    if not file.is_file():
+        write_text(file, uuid.uuid4().hex)
+    return file.read_text()

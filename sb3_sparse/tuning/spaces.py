@@ -19,7 +19,7 @@ from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.masks.schedules import SCHEDULES
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.merge import algorithm_of
-from sb3_sparse.tuning.parameters import Choice, Integer, Number, Parameter
+from sb3_sparse.tuning.parameters import Parameter
 from sb3_sparse.tuning.stock import sample_stock, stock_algorithms
 
 _N_M = "the pattern is N:M"
@@ -29,47 +29,47 @@ _UPDATES = "the updater is not static"
 # Ranges hold what has been published, with room on both sides. Sparsities: RLx2 up to 0.99; Graesser et al. (ICML 2022): drop
 # fractions of 0 to 0.5, an update every 100 to 5000 steps of a million; RLx2: 3 steps, one tenth of the training later; Ivanov
 # et al. (2025): pruned from 0.2 to 0.8 of the training, 8 bits in its last sixth; Kresse and Lampert (2025): down to 2 bits.
-DENSITY = Number(
+DENSITY = Parameter(
     "density_{network}", "fraction of the network's weights that exist, 1 - sparsity", _NOT_N_M, low=0.01, high=0.9, log=True
 )
-DISTRIBUTION = Choice(
+DISTRIBUTION = Parameter(
     "distribution",
     "how the sparsity is spread over layers; without convolutions ER and ERK are the same",
     f"{_NOT_N_M}, no convolutions",
     choices=("uniform", "erk"),
 )
-DISTRIBUTION_CNN = Choice(
+DISTRIBUTION_CNN = Parameter(
     "distribution_cnn", DISTRIBUTION.meaning, f"{_NOT_N_M}, convolutions", choices=("uniform", "er", "erk")
 )
-PATTERN = Choice("pattern", "which masks are legal", choices=("unstructured", "block:4x1", "2:4", "1:4", "1:8"))
+PATTERN = Parameter("pattern", "which masks are legal", choices=("unstructured", "block:4x1", "2:4", "1:4", "1:8"))
 _UPDATER_CLASSES = {"static": None, "set": SET, "rigl": RigL, "mask_refresh": MaskRefresh}
-UPDATER = Choice("updater", "how masks change", _NOT_N_M, choices=("static", "set", "rigl"))
-UPDATER_N_M = Choice("updater_n_m", "how masks change", _N_M, choices=tuple(_UPDATER_CLASSES))
-REFRESH_RULE = Choice("mask_refresh_rule", "what becomes of pruned weights", "the updater is mask_refresh", choices=RULES)
-CADENCE = Integer("mask_updates", "mask updates in the whole training", _UPDATES, low=10, high=1000, log=True)
-DROP_FRACTION = Number("drop_fraction", "fraction of the weights dropped at an update", "SET, RigL", low=0.05, high=0.6)
-DROP_SCHEDULE = Choice("drop_schedule", "how the fraction falls", "SET, RigL", choices=tuple(SCHEDULES))
-N_STEP = Integer("n_step", "steps of the targets after the delay", low=1, high=5)
-N_STEP_DELAY = Number("n_step_delay", "fraction of the gradient steps with 1-step targets", "n_step > 1", low=0.0, high=0.5)
-N_STEP_ENTROPY = Choice(
+UPDATER = Parameter("updater", "how masks change", _NOT_N_M, choices=("static", "set", "rigl"))
+UPDATER_N_M = Parameter("updater_n_m", "how masks change", _N_M, choices=tuple(_UPDATER_CLASSES))
+REFRESH_RULE = Parameter("mask_refresh_rule", "what becomes of pruned weights", "the updater is mask_refresh", choices=RULES)
+CADENCE = Parameter("mask_updates", "mask updates in the whole training", _UPDATES, low=10, high=1000, log=True)
+DROP_FRACTION = Parameter("drop_fraction", "fraction of the weights dropped at an update", "SET, RigL", low=0.05, high=0.6)
+DROP_SCHEDULE = Parameter("drop_schedule", "how the fraction falls", "SET, RigL", choices=tuple(SCHEDULES))
+N_STEP = Parameter("n_step", "steps of the targets after the delay", low=1, high=5)
+N_STEP_DELAY = Parameter("n_step_delay", "fraction of the gradient steps with 1-step targets", "n_step > 1", low=0.0, high=0.5)
+N_STEP_ENTROPY = Parameter(
     "n_step_entropy",
     "where targets hold the entropy bonus",
     "n_step > 1; SAC, TQC, CrossQ",
     choices=("bootstrap", "every_step"),
 )
-PRUNING_BEGIN = Number("pruning_begin", "first pruning, as a fraction of the training", low=0.0, high=0.4)
-PRUNING_LENGTH = Number("pruning_length", "from first to last pruning, as a fraction of the training", low=0.1, high=0.6)
-PRUNING_UPDATES = Integer("pruning_updates", "number of prunings", low=1, high=300, log=True)
-PRUNING_SCOPE = Choice(
+PRUNING_BEGIN = Parameter("pruning_begin", "first pruning, as a fraction of the training", low=0.0, high=0.4)
+PRUNING_LENGTH = Parameter("pruning_length", "from first to last pruning, as a fraction of the training", low=0.1, high=0.6)
+PRUNING_UPDATES = Parameter("pruning_updates", "number of prunings", low=1, high=300, log=True)
+PRUNING_SCOPE = Parameter(
     "pruning_scope",
     "across what magnitudes are compared",
     f"{_NOT_N_M}, pruning has no distribution of its own, distribution is not searched",
     choices=("layer", "global"),
 )
-BITS = Integer("quantization_bits", "bits of a weight", low=2, high=8)
-ACTIVATION_BITS = Integer("quantization_activation_bits", "bits of the inputs of layers", low=3, high=8)
-INPUT_BITS = Choice("quantization_input_bits", "bits of the observation", choices=(8, "float"))
-QUANTIZATION_BEGIN = Number("quantization_begin", "begin, as a fraction of the training", low=0.5, high=0.95)
+BITS = Parameter("quantization_bits", "bits of a weight", low=2, high=8)
+ACTIVATION_BITS = Parameter("quantization_activation_bits", "bits of the inputs of layers", low=3, high=8)
+INPUT_BITS = Parameter("quantization_input_bits", "bits of the observation", choices=(8, "float"))
+QUANTIZATION_BEGIN = Parameter("quantization_begin", "begin, as a fraction of the training", low=0.5, high=0.95)
 
 _ENTROPY = ("sac", "tqc", "crossq")
 

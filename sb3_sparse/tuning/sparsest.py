@@ -31,7 +31,7 @@ from sb3_sparse.tuning.keep import (
 )
 from sb3_sparse.tuning.questions import KeepQuestion, Place
 from sb3_sparse.tuning.results import MEASURES, known
-from sb3_sparse.tuning.session import Session, make_subject
+from sb3_sparse.tuning.session import Session, make_subject, opened
 from sb3_sparse.tuning.study import REPORT_SEED, Subject
 from sb3_sparse.tuning.tables import training_row
 from sb3_sparse.utils.checks import require_integer, require_positive
@@ -115,7 +115,7 @@ class _Trainings:
             if result.state not in (COMPLETE, DIVERGED):
                 raise ChildProcessError(
                     f"the training of {100 * sparsity:g} % sparse with seed {result.spec.seed} failed: "
-                    f"{result.reason[:500]}; see {session.store.path(result.spec)}. This is no answer about sparsity: "
+                    f"{result.reason[:500]}; see {session.driver.store.path(result.spec)}. This is no answer about sparsity: "
                     "mend it, and go on with --resume --retry"
                 )
         return [result.mean for result in results]
@@ -202,7 +202,7 @@ def find_sparsest(question: KeepQuestion, place: Place | None = None) -> Kept:
         make_folder("--export-best", question.export_best)
     place = place or Place()
     fraction, n_seeds = question.fraction, question.report_seeds
-    with Session(subject, question, place) as session:
+    with opened(subject, question, place) as session:
         trainer = _Trainings(session)
         bisection = Bisection(
             trainer.run,
@@ -308,9 +308,7 @@ def _line(
 
 def keep(algo: str, env: str, fraction: float, *, place: Place | None = None, **options: Any) -> Kept:
     """
-    Find the sparsest configuration, called with separate arguments.
-
-    :func:`find_sparsest`, as it is called with separate arguments.
+    Find the sparsest configuration: :func:`find_sparsest`, called with separate arguments.
 
     :param algo: rl-zoo3's name of the algorithm.
     :param env: Id of the environment.

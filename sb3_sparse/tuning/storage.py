@@ -46,13 +46,7 @@ def _mend(file: Path) -> None:
             lock.release()
 
 
-def is_url(storage: str) -> bool:
-    """
-    Tell a URL from a file.
-
-    :param storage: What the user gave.
-    :return: Whether it is a database's URL, not a file.
-    """
+def _is_url(storage: str) -> bool:
     return "://" in storage
 
 
@@ -63,7 +57,7 @@ def file_of(storage: str) -> Path | None:
     :param storage: A file or a URL.
     :return: The file it is kept in; None for a server, and for a URL that is none.
     """
-    if not is_url(storage):
+    if not _is_url(storage):
         return Path(storage)
     try:
         url = make_url(storage)
@@ -79,7 +73,7 @@ def shown(storage: str) -> str:
     :param storage: A file or a URL.
     :return: The same without a password.
     """
-    if not is_url(storage):
+    if not _is_url(storage):
         return storage
     try:
         return make_url(storage).render_as_string(hide_password=True)
@@ -166,7 +160,7 @@ def open_storage(storage: str) -> BaseStorage:
     :raises ValueError: If it is something else, or cannot be reached, read or written; the message says which.
     :raises ImportError: If the database's driver is not installed.
     """
-    if not is_url(storage):
+    if not _is_url(storage):
         if Path(storage).suffix != ".log":
             raise ValueError(
                 "`--storage` must be a journal, NAME.log, or a database's URL such as postgresql://host/database, "

@@ -16,7 +16,7 @@ from optuna.storages import BaseStorage
 from optuna.study import StudyDirection
 
 from sb3_sparse.runs.spec import EPISODE_SEED, RunSpec
-from sb3_sparse.tuning.objectives import OBJECTIVES
+from sb3_sparse.tuning.objectives import OBJECTIVES, RETURN
 
 #: Under this name a study says what it is about.
 _KEY = "sb3_sparse"
@@ -133,8 +133,7 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
     :raises ValueError: If it is there and may not, or is about something else.
     """
     directions = [
-        StudyDirection.MAXIMIZE if OBJECTIVES[objective].maximize else StudyDirection.MINIMIZE
-        for objective in subject.objectives
+        StudyDirection.MAXIMIZE if objective == RETURN else StudyDirection.MINIMIZE for objective in subject.objectives
     ]
     if not resume and name in optuna.get_all_study_names(storage):
         raise ValueError(f"there is a study {name!r} already: give --resume to go on with it, another --study-name or -o")
@@ -145,7 +144,7 @@ def open_study(storage: BaseStorage, name: str, subject: Subject, *, resume: boo
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             # For optuna-dashboard
-            study.set_metric_names([OBJECTIVES[objective].label for objective in subject.objectives])
+            study.set_metric_names([OBJECTIVES[objective] for objective in subject.objectives])
         study.set_user_attr(_KEY, subject.to_json())
     check_same(study, subject)
     return study

@@ -136,7 +136,7 @@ def to_markdown(points: Sequence[Row]) -> str:
                 ", ".join(sampled),
             ]
         )
-    return markdown([*header, *(OBJECTIVES[name].label for name in costs), "sampled"], rows)
+    return markdown([*header, *(OBJECTIVES[name] for name in costs), "sampled"], rows)
 
 
 def importance_rows(found: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
