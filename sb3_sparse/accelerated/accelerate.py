@@ -8,6 +8,7 @@ optimizer, a quantized network or an updater that wants dense gradients, is left
 from __future__ import annotations
 
 import warnings
+from inspect import signature
 from typing import Any, TypeVar
 
 from stable_baselines3 import DDPG, DQN, SAC, TD3
@@ -72,8 +73,10 @@ class Train:
             self._said.add(reason)
             warnings.warn(f"accelerate: stock train() runs, because {reason}", UserWarning, stacklevel=4)
 
-    def __call__(self, gradient_steps: int, batch_size: int = 100) -> None:
+    def __call__(self, gradient_steps: int, batch_size: int | None = None) -> None:
         model = self._model
+        if batch_size is None:
+            batch_size = int(signature(type(model).train).parameters["batch_size"].default)
         try:
             step = self._find()
         except Unsupported as error:
@@ -100,7 +103,8 @@ class Train:
                     self._model._n_updates += 1
                 return
             reason = (
-                "a batch or a network is not what the kernels take: values that are not finite, or pruned weights not zero"
+                "a batch or a network is not what the kernels take: values that are not finite, samples of other dtypes or in "
+                "other number than asked for, or pruned weights not zero"
             )
             self._say(reason)
             return self._one_stock(step, batch_size, step.sampler.samples())
@@ -173,5 +177,8 @@ def accelerate(model: AlgorithmT) -> AlgorithmT:
     if not native.available():
         raise ImportError(f"accelerate: {native.why_not()}")
     if not isinstance(vars(model).get("train"), Train):
+        own = [name for name in _OWN if name in vars(model)]
+        if own:
+            raise TypeError(f"`model` has a {own[0]}() of its own, which accelerate() would put aside")
         vars(model).update(train=Train(model), _excluded_save_params=_Excluded(model))
     return model

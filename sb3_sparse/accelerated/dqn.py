@@ -56,7 +56,10 @@ class DQNStep(Step):
         self.note("loss", loss)
         self.train_q.backward(deltas)
         assert self.online.survivors is not None
-        if not self.online.survivors.gradients.clip(self.model.max_grad_norm):
+        assert self.target.survivors is not None
+        # Stock's norm is that of all the policy's gradients, whoever else made some
+        others = any(parameter.grad is not None for parameter in self.target.survivors.parameters)
+        if others or not self.online.survivors.gradients.clip(self.model.max_grad_norm):
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.model.max_grad_norm)
         self.train_q.optimizer.step()
         return True

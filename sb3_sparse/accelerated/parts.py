@@ -112,7 +112,8 @@ class Trained:
     def __init__(self, optimizer: SurvivorAdam, parts: Sequence[Part]) -> None:
         self.optimizer, self.parts = optimizer, list(parts)
         optimizer.own_roots = True
-        self._known: list[Any] = []
+        #: Survivors, and identities of the optimizer's parameters, that were found to agree.
+        self._known: tuple[list[Any], list[int]] = ([], [])
 
     def why_not(self) -> str | None:
         """What an optimizer step would do that is not known here, if anything. The parts' survivors are up to date."""
@@ -126,11 +127,12 @@ class Trained:
             return "an optimizer has a method of its own"
         groups = optimizer.param_groups
         survivors = [part.survivors for part in self.parts]
-        if self._known != survivors or len(groups) != 1:
+        identities = [id(parameter) for group in groups for parameter in group["params"]]
+        if self._known != (survivors, identities):
             known = {id(parameter) for one in survivors if one is not None for parameter in one.parameters}
-            if known != {id(parameter) for group in groups for parameter in group["params"]}:
-                return "an optimizer has parameters besides those of the networks"
-            self._known = list(survivors)
+            if known != {*identities}:
+                return "an optimizer has other parameters than those of the networks"
+            self._known = survivors, identities
         return None
 
     def step(self, deltas: Sequence[Any]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch as th
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.sac import policies as sac
 from stable_baselines3.sac.policies import Actor
 from torch import nn
 
@@ -15,13 +17,17 @@ from sb3_sparse.accelerated.parts import Part, Trained, reading
 from sb3_sparse.accelerated.steps import ActorCriticStep, Unsupported, adam_of, part_of
 from sb3_sparse.engine import native
 from sb3_sparse.engine.adam import SeparateLayers
+from sb3_sparse.policies.threads import kind_of
+
+#: What the kernels compute with, see kernels.h.
+_EPSILON, _LOG_STD = 1e-6, (-20, 2)
 
 
 class SACStep(ActorCriticStep):
     """Steps of SAC."""
 
     latent_pi: nn.Module
-    heads: list[nn.Module]
+    heads: list[Any]
     #: The layers before the heads, and the heads.
     body: Part
     of_heads: Part
@@ -34,8 +40,6 @@ class SACStep(ActorCriticStep):
             raise Unsupported(f"the actor is a {type(actor).__name__}")
         if self.model.use_sde:
             raise Unsupported("exploration depends on the state (use_sde)")
-        if not isinstance(actor.action_dist, SquashedDiagGaussianDistribution):
-            raise Unsupported(f"actions come from a {type(actor.action_dist).__name__}")
         if self.model.batch_norm_stats:
             raise Unsupported("networks have batch normalisation")
         optimizer = adam_of(actor.optimizer)
@@ -63,9 +67,18 @@ class SACStep(ActorCriticStep):
         return found if self.model.ent_coef_optimizer is None else [*found, self.model.ent_coef_optimizer]
 
     def why_not(self) -> str | None:
-        variable = self.model.log_ent_coef
-        if variable is not None and (variable._backward_hooks or variable._post_accumulate_grad_hooks or not variable.is_cpu):
-            return "the entropy coefficient has hooks"
+        variable, distribution = self.model.log_ent_coef, self.actor.action_dist
+        if variable is not None:
+            if variable._backward_hooks or variable._post_accumulate_grad_hooks:
+                return "the entropy coefficient has hooks"
+            if not variable.is_cpu or not variable.requires_grad:
+                return "the entropy coefficient is frozen, or not on the CPU"
+        if kind_of(distribution) is not SquashedDiagGaussianDistribution or distribution.epsilon != _EPSILON:
+            return (
+                f"actions come from a {type(distribution).__name__} of other parameters than stock's, or another distribution"
+            )
+        if (sac.LOG_STD_MIN, sac.LOG_STD_MAX) != _LOG_STD:
+            return "standard deviations are clamped at other values than stock's"
         return super().why_not()
 
     def run(self) -> bool:
@@ -73,11 +86,13 @@ class SACStep(ActorCriticStep):
         with reading(self.parts) as clean:
             if not clean:
                 return False
-            noise = th.empty(sampler.n_samples, sampler.n_actions).normal_()
+            noise = sampler.noise().normal_()
             body, heads = self.body.network, self.of_heads.network
             log_prob, drawn = native.module.sac_draw(sampler.batch, body, heads, noise.data_ptr(), n_threads)
+            if not isfinite(log_prob):
+                self._refuse()
             coefficient = self._update_coefficient(log_prob)
-            next_noise = th.empty(sampler.n_samples, sampler.n_actions).normal_()
+            next_noise = sampler.noise().normal_()
             loss, deltas = native.module.sac_critics(
                 sampler.batch,
                 body,
@@ -96,6 +111,12 @@ class SACStep(ActorCriticStep):
         # Where it is not at every step, stock train() runs
         self.average(self.targets, self.critics, model.tau)
         return True
+
+    def _refuse(self) -> None:
+        """Refuse what the stock distribution refuses: means and standard deviations that are not numbers."""
+        with th.no_grad():
+            mean, log_std, _ = self.actor.get_action_dist_params(self.sampler.samples().observations)
+            self.actor.action_dist.proba_distribution(mean, log_std)
 
     def _update_coefficient(self, log_prob: float) -> float:
         """The entropy coefficient; if it is learnt, with a step of its optimizer."""

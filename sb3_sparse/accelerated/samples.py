@@ -55,6 +55,14 @@ class Sampler:
         self._rows = rows, np.random.randint(0, high=buffer.n_envs, size=(len(rows),))
         return self._put_rows(buffer, *self._rows)
 
+    def noise(self) -> th.Tensor:
+        """
+        Room for a random number for each action of the batch, whatever torch's defaults are.
+
+        :return: Not filled.
+        """
+        return th.empty(self.n_samples, self.n_actions, dtype=th.float32, device="cpu")
+
     def _is_plain(self, buffer: Any) -> bool:
         """Whether rows of the buffer's arrays are all there is to a sample."""
         if self._model._vec_normalize_env is not None or not vars(buffer).keys().isdisjoint(_METHODS):
@@ -102,21 +110,21 @@ class Sampler:
         return batch.put_actions(actions_at, False, self.n_actions, indices) and finite
 
     def _put_samples(self, samples: ReplayBufferSamples) -> bool:
-        tensors = (samples.observations, samples.next_observations, samples.rewards, samples.dones)
-        if any(type(tensor) is not th.Tensor or not tensor.is_cpu for tensor in (*tensors, samples.actions)):
-            return False
-        batch_size = len(samples.rewards)
-        observations, next_observations = (
-            tensor.reshape(batch_size, -1).contiguous()
-            if tensor.is_floating_point()
-            else tensor.reshape(batch_size, -1).float()
-            for tensor in tensors[:2]
-        )
         one_each = [samples.rewards, samples.dones, *([] if samples.discounts is None else [samples.discounts])]
+        tensors: list[Any] = [samples.observations, samples.next_observations, samples.actions, *one_each]
+        # Buffers of others may give what they like, more or fewer samples than they were asked for too
+        batch_size = self.n_samples
+        if any(type(tensor) is not th.Tensor or not tensor.is_cpu or len(tensor) != batch_size for tensor in tensors):
+            return False
         if any(tensor.dtype != th.float32 or tensor.shape != (batch_size, 1) for tensor in one_each):
             return False
-        if observations.shape[1] != self._n_observations or observations.dtype not in (th.float32, th.float64):
-            return False
+        observations, next_observations = (
+            (tensor if tensor.is_floating_point() else tensor.float()).reshape(batch_size, -1).contiguous()
+            for tensor in tensors[:2]
+        )
+        for tensor in (observations, next_observations):
+            if tensor.shape[1] != self._n_observations or tensor.dtype not in (th.float32, th.float64):
+                return False
         rewards, dones, *discounts = (tensor.contiguous() for tensor in one_each)
         batch, is_double = self.batch, observations.dtype == th.float64
         finite = batch.put_observations(observations.data_ptr(), is_double, self._n_observations, 0)
@@ -127,8 +135,8 @@ class Sampler:
             rewards.data_ptr(), dones.data_ptr(), 0, 0, discounts[0].data_ptr() if discounts else 0, self._model.gamma
         )
         if self.n_actions == 0:
-            self.choices = samples.actions.reshape(-1).long()
-            return finite
+            self.choices = samples.actions.reshape(-1).long().contiguous()
+            return finite and len(self.choices) == batch_size
         actions = samples.actions.contiguous()
         if actions.dtype != th.float32 or actions.shape != (batch_size, self.n_actions):
             return False

@@ -11,7 +11,6 @@ from gymnasium import spaces
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
@@ -21,7 +20,7 @@ from sb3_sparse.engine.adam import SurvivorAdam
 from sb3_sparse.engine.choice import requested_engine
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.policies.base import sparse_policy
-from sb3_sparse.policies.watched import Watched
+from sb3_sparse.policies.watched import Watched, is_flat
 
 
 class Unsupported(Exception):
@@ -90,9 +89,17 @@ class Step(ABC):
         """Look after the modules that a stock pass goes through and the kernels do not know."""
         extractors: dict[int, Any] = {id(net.features_extractor): net.features_extractor for net in networks}
         for extractor in extractors.values():
-            if type(extractor) is not FlattenExtractor:
-                raise Unsupported(f"features come from a {type(extractor).__name__}")
-        self.watched = Watched([*networks, *extractors.values()])
+            if not is_flat(extractor):
+                raise Unsupported(f"features come from a {type(extractor).__name__} that does more than to flatten")
+        flattens = [extractor.flatten for extractor in extractors.values()]
+        self.watched = Watched([*networks, *extractors.values(), *flattens])
+
+    @staticmethod
+    def _require_all(network: nn.Module, layers: Sequence[nn.Module]) -> None:
+        """Refuse a network with parameters besides those of some layers: target updates go over them too."""
+        known = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        if known != {*map(id, network.parameters())}:
+            raise Unsupported(f"the {type(network).__name__} has other layers besides those that it came with")
 
     # --- What an algorithm says ---
 
@@ -139,7 +146,7 @@ class Step(ABC):
 
     def is_present(self) -> bool:
         """Whether the model still is what it was when this was made."""
-        return self.model.policy is self.policy and self._has_networks()
+        return self.model.policy is self.policy and self._has_networks() and self.watched.is_present()
 
     def why_not(self) -> str | None:
         """Why the coming step has to be stock's, if it has to."""
@@ -204,6 +211,8 @@ class ActorCriticStep(Step):
         if type(critic) is not ContinuousCritic or type(target) is not ContinuousCritic:
             raise Unsupported(f"the critic is a {type(critic).__name__}")
         self.critic, self.critic_target, self.actor = critic, target, self.model.actor
+        self._require_all(critic, critic.q_networks)
+        self._require_all(target, target.q_networks)
         self.q_networks, self.q_targets = list(critic.q_networks), list(target.q_networks)
         self.critics, self.targets = [part_of(net) for net in self.q_networks], [part_of(net) for net in self.q_targets]
         self.train_critic = Trained(adam_of(critic.optimizer), self.critics)

@@ -24,6 +24,8 @@ class TD3Step(ActorCriticStep):
             raise Unsupported(f"the actor is a {type(actor).__name__}")
         if self.model.critic_batch_norm_stats or self.model.actor_batch_norm_stats:
             raise Unsupported("networks have batch normalisation")
+        self._require_all(actor, [actor.mu])
+        self._require_all(target, [target.mu])
         self.actor_target = target
         self.mu, self.mu_target = actor.mu, target.mu
         self.act, self.act_target = part_of(self.mu), part_of(self.mu_target)
@@ -46,7 +48,7 @@ class TD3Step(ActorCriticStep):
             if not clean:
                 return False
             model._n_updates += 1
-            noise = th.empty(sampler.n_samples, sampler.n_actions).normal_(0, model.target_policy_noise)
+            noise = sampler.noise().normal_(0, model.target_policy_noise)
             loss, deltas = native.module.td3_critics(
                 sampler.batch,
                 self.act_target.network,

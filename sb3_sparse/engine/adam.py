@@ -82,8 +82,8 @@ class SurvivorAdam(Adam):
     own_roots: bool = False
     #: Survivors whose moments are held now, with the number of steps they have made.
     _held: dict[Survivors, int]
-    #: Survivors, number of parameters, and those of them that are no survivors': as they were at the last step.
-    _rest: tuple[list[Survivors], int, list[th.Tensor]] = ([], -1, [])
+    #: Survivors, identities of all parameters, and those of them that are no survivors': as they were at the last step.
+    _rest: tuple[list[Survivors], list[int], list[th.Tensor]] = ([], [], [])
 
     @staticmethod
     def adopt(optimizer: Optimizer, sequences: Sequence[SparseSequential], layers: Sequence[SparseLayer] = ()) -> None:
@@ -197,22 +197,29 @@ class SurvivorAdam(Adam):
         options = self._options()
         done: list[Survivors] = []
         self.over_survivors = False
+        known, identities, rest = self._rest
         if closure is None and options is not None:
+            owned = [*map(id, options["params"])]
+            if owned != identities:
+                known, identities = [], owned
             for part in self.parts:
                 survivors = part.present_survivors()
-                if survivors is not None and self._step_survivors(survivors, options):
+                if survivors is None:
+                    continue
+                # Who takes a parameter out of the optimizer wants it to stay what it is
+                if survivors not in known and not {*owned}.issuperset(map(id, survivors.parameters)):
+                    continue
+                if self._step_survivors(survivors, options):
                     done.append(survivors)
         if not done:
             self.release()
             self._rest = SurvivorAdam._rest
             return _unhooked(Adam.step)(self, closure)
         self.over_survivors = len(done) == len(self.parts) and all(survivors.all_clean for survivors in done)
-        parameters = self.param_groups[0]["params"]
-        known, n_parameters, rest = self._rest
-        if known != done or n_parameters != len(parameters):
+        if known != done:
             handled = {parameter for survivors in done for parameter in survivors.parameters}
-            rest = [parameter for parameter in parameters if parameter not in handled]
-            self._rest = done, len(parameters), rest
+            rest = [parameter for parameter in self.param_groups[0]["params"] if parameter not in handled]
+            self._rest = done, identities, rest
         if any(parameter.grad is not None for parameter in rest):
             self._release([survivors for survivors in self.__dict__["_held"] if survivors not in done])
             self._step_rest(rest)

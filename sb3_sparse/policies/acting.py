@@ -13,7 +13,6 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from stable_baselines3.sac.policies import Actor as SACActor
@@ -24,7 +23,22 @@ from torch import nn
 from sb3_sparse.engine.autograd import run_native
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.nn.layers import SparseLinear
-from sb3_sparse.policies.watched import Watched
+from sb3_sparse.policies.threads import kind_of
+from sb3_sparse.policies.watched import Watched, is_flat
+
+#: Dtypes of arrays that torch takes as they are; it refuses those of other sizes and byte orders.
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))
+
+
+def _is_stock(policy: BasePolicy) -> bool:
+    """Whether ``predict`` behind :class:`ActsNatively`, and what it makes of observations and actions, are stock's."""
+    kind = type(policy)
+    return (
+        super(ActsNatively, kind).predict is BasePolicy.predict  # type: ignore[misc]
+        and kind.obs_to_tensor is BasePolicy.obs_to_tensor
+        and kind.squash_output is BasePolicy.squash_output
+        and (policy.squash_output or not isinstance(policy.action_space, spaces.Box))
+    )
 
 
 class Acting:
@@ -43,7 +57,7 @@ class Acting:
     def _find(self, policy: BasePolicy) -> None:
         """Find the networks; without a sequence, stock ``predict`` acts."""
         actor: Any = getattr(policy, "actor", None) or getattr(policy, "q_net", None)
-        self._policy, self._actor, self._sequence, self._heads = policy, actor, None, []
+        self._policy, self._actor, self._sequence, self._heads, self._watched = policy, actor, None, [], None
         space = policy.observation_space
         if not isinstance(space, spaces.Box) or is_image_space(space) or actor is None:
             return
@@ -54,27 +68,20 @@ class Acting:
         elif kind is QNetwork and acts is DQNPolicy._predict:
             sequence = actor.q_net
         elif kind is SACActor and acts is SACPolicy._predict and not actor.use_sde:
-            distribution = type(actor.action_dist)
-            if distribution.sample is SquashedDiagGaussianDistribution.sample:
-                sequence, self._heads = actor.latent_pi, [actor.mu, actor.log_std]
-        modules = [actor, actor.features_extractor, *self._heads]
-        if not isinstance(sequence, SparseSequential) or type(actor.features_extractor) is not FlattenExtractor:
+            sequence, self._heads = actor.latent_pi, [actor.mu, actor.log_std]
+        extractor = actor.features_extractor
+        if not isinstance(sequence, SparseSequential) or not is_flat(extractor) or not _is_stock(policy):
             return
         if any(type(head) is not SparseLinear for head in self._heads):
             return
-        self._watched, self._sequence = Watched([policy, *modules]), sequence
+        self._watched, self._sequence = Watched([policy, actor, extractor, extractor.flatten, *self._heads]), sequence
 
     def _is_present(self, policy: Any) -> bool:
         actor = self._actor
         modules = policy._modules
         if policy is not self._policy or actor is not (modules.get("actor") or modules.get("q_net")):
             return False
-        if self._sequence is None:
-            return True
-        inner = actor._modules
-        if self._heads:
-            return inner["latent_pi"] is self._sequence and [inner["mu"], inner["log_std"]] == self._heads
-        return inner.get("mu" if "mu" in inner else "q_net") is self._sequence
+        return self._watched is None or self._watched.is_present()
 
     def act(self, policy: BasePolicy, observation: Any, deterministic: bool) -> np.ndarray | None:
         """
@@ -88,14 +95,20 @@ class Acting:
         if not self._is_present(policy):
             self._find(policy)
         sequence, space = self._sequence, policy.observation_space
-        if sequence is None or self._watched is None or type(observation) is not np.ndarray or observation.dtype.kind != "f":
+        if sequence is None or self._watched is None or type(observation) is not np.ndarray:
+            return None
+        # Of an empty batch the shape could not be told
+        if observation.dtype not in _DTYPES or not observation.size:
             return None
         alone = observation.shape == space.shape
         if not alone and observation.shape[1:] != space.shape:
             return None
         if self._watched.why_not() is not None or any(head.quantizer is not None for head in self._heads):
             return None
-        x = th.from_numpy(observation.reshape(1 if alone else len(observation), -1).astype(np.float32))
+        if self._heads and kind_of(self._actor.action_dist) is not SquashedDiagGaussianDistribution:
+            return None
+        # Numpy would warn of what becomes infinite
+        x = th.from_numpy(np.array(observation).reshape(1 if alone else len(observation), -1)).float()
         survivors = sequence.native_survivors(x)
         if survivors is None:
             return None

@@ -56,6 +56,16 @@ def _restore(kind: type[Distribution], attributes: dict[str, Any]) -> Distributi
     return distribution
 
 
+def kind_of(distribution: object) -> type:
+    """
+    Find out what a distribution object was before every thread got passes of its own.
+
+    :param distribution: A distribution object, or anything else.
+    :return: Its class.
+    """
+    return type(distribution).__mro__[2] if isinstance(distribution, _PerThread) else type(distribution)
+
+
 def keep_passes_apart(policy: nn.Module) -> None:
     """
     Let every thread have the action distribution of its own last pass.

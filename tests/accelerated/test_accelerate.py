@@ -12,13 +12,16 @@ import pytest
 import torch as th
 from stable_baselines3 import DDPG, DQN, PPO, SAC, TD3
 from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import ReplayBufferSamples
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch import nn
 
 import sb3_sparse
 from sb3_sparse import DynamicNStepReplayBuffer, GradualPruning, MaskRefresh, QuantizationAware, RigL, accelerate
 from sb3_sparse.engine import native
-from tests.accelerated.twins import copy_state, make_twins, step_both
+from tests.accelerated.twins import assert_alike, copy_state, make_twins, step_both
 from tests.helpers import RandomEnv, make_model
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the compiled kernels")
@@ -251,6 +254,33 @@ def test_whatever_is_unknown_is_stocks(what):
     assert twin.train.why_stock is not None
 
 
+def spoil_flatten(model: Any) -> None:
+    model.critic.features_extractor.flatten.register_forward_hook(lambda _module, _inputs, output: output * 0.5)
+
+
+def spoil_features(model: Any) -> None:
+    class Halved(FlattenExtractor):
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return super().forward(observations) * 0.5
+
+    for network in (model.actor, model.critic, model.actor_target, model.critic_target):
+        network.features_extractor = Halved(model.observation_space)
+
+
+def spoil_taken_out(model: Any) -> None:
+    optimizer = model.critic.optimizer
+    taken = optimizer.param_groups[0]["params"].pop(0)
+    optimizer.state.pop(taken, None)
+
+
+def spoil_more_layers(model: Any) -> None:
+    # Target updates go over them, though nothing trains them
+    for network, value in ((model.critic, 1.0), (model.critic_target, 0.0)):
+        network.more = nn.Linear(2, 2)
+        nn.init.constant_(network.more.weight, value)
+        nn.init.constant_(network.more.bias, value)
+
+
 def test_hook_that_is_gone_is_forgotten():
     stock, twin = make_twins(TD3)
     handle = twin.actor.mu[0].register_forward_hook(lambda *_: None)
@@ -306,6 +336,107 @@ def test_sde_and_dict_observations_are_stocks():
         model = accelerate(make_model(SAC, **kwargs, learning_starts=10))
         with pytest.warns(UserWarning, match=said):
             model.learn(15)
+
+
+def changed_samples(change: Any) -> Any:
+    """A change of a model: its buffer's samples are others."""
+
+    def apply(model: Any) -> None:
+        stock = model.replay_buffer._get_samples
+        model.replay_buffer._get_samples = lambda rows, env=None: change(stock(rows, env))
+
+    return apply
+
+
+def each(function: Any) -> Any:
+    return lambda samples: ReplayBufferSamples(*[None if value is None else function(value) for value in samples])
+
+
+SAMPLES = {
+    "more": each(lambda value: th.cat([value, value])),
+    "fewer": each(lambda value: value[: len(value) // 2]),
+    "other dtype": lambda samples: samples._replace(next_observations=samples.next_observations.bfloat16()),
+    "one discount": lambda samples: samples._replace(discounts=0.9),
+    "strides": each(lambda value: th.stack([value, value], -1)[..., 0]),
+}
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
+@pytest.mark.parametrize("what", SAMPLES)
+@pytest.mark.filterwarnings("ignore:accelerate")
+def test_buffers_that_give_what_they_like(algorithm, what):
+    stock, twin = make_twins(algorithm)
+    for model in (stock, twin):
+        changed_samples(SAMPLES[what])(model)
+    for seed in range(3):
+        step_both(stock, twin, seed)
+    assert (twin.train.why_stock is None) == (what == "strides")
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
+def test_torchs_default_dtype_is_nobodys_business(algorithm):
+    stock, twin = make_twins(algorithm)
+    th.set_default_dtype(th.float64)
+    try:
+        for seed in range(3):
+            step_both(stock, twin, seed)
+    finally:
+        th.set_default_dtype(th.float32)
+    assert twin.train.why_stock is None
+
+
+def another_epsilon(model: Any) -> None:
+    model.actor.action_dist.epsilon = 1e-2
+
+
+def another_distribution(model: Any) -> None:
+    class Doubled(SquashedDiagGaussianDistribution):
+        def log_prob(self, actions: th.Tensor, gaussian_actions: th.Tensor | None = None) -> th.Tensor:
+            return super().log_prob(actions, gaussian_actions) * 2
+
+    model.actor.action_dist = Doubled(2)
+
+
+@pytest.mark.parametrize("change", [another_epsilon, another_distribution])
+def test_other_distributions_are_stocks(change):
+    stock, twin = make_twins(SAC)
+    step_both(stock, twin, 0)
+    for model in (stock, twin):
+        change(model)
+    with pytest.warns(UserWarning, match="actions come from"):
+        step_both(stock, twin, 1)
+    step_both(stock, twin, 2)
+
+
+def test_what_stock_sac_refuses():
+    """Actions that are not numbers, and a coefficient that cannot be learnt."""
+    _, twin = make_twins(SAC)
+    with th.no_grad():
+        twin.actor.latent_pi[0].bias[0] = np.nan
+    with pytest.raises(ValueError, match="Expected parameter loc"):
+        twin.train(1, 8)
+    _, twin = make_twins(SAC)
+    twin.log_ent_coef.requires_grad_(False)
+    with pytest.warns(UserWarning, match="frozen"), pytest.raises(RuntimeError, match="does not require grad"):
+        twin.train(1, 8)
+
+
+def test_gradients_of_targets_count_in_the_norm():
+    stock, twin = make_twins(DQN, max_grad_norm=0.01)
+    for model in (stock, twin):
+        for parameter in model.q_net_target.parameters():
+            parameter.grad = th.full_like(parameter, 5.0)
+    step_both(stock, twin, 0)
+
+
+@pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
+def test_the_default_batch_is_stocks(algorithm):
+    stock, twin = make_twins(algorithm)
+    for model in (stock, twin):
+        th.manual_seed(1)
+        np.random.seed(1)
+        model.train(gradient_steps=1)
+    assert_alike(stock, twin)
 
 
 # --- The model stays what it was ---
@@ -365,6 +496,10 @@ def test_refusals():
 
     with pytest.raises(TypeError, match="`model` is a Mine"):
         accelerate(make_model(Mine))
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.5))
+    model.train = lambda gradient_steps, batch_size=100: None
+    with pytest.raises(TypeError, match=r"has a train\(\) of its own"):
+        accelerate(model)
 
 
 def test_twice_is_once():

@@ -425,3 +425,19 @@ def test_gradients_that_nobody_asks_for_stay_with_the_survivors():
         assert gradients.waiting
     assert sequence.layers[0].weight.grad.any()
     assert not gradients.waiting
+
+
+def test_what_is_taken_out_of_the_optimizer_stays_what_it_is():
+    own = make_sequence(MLP)
+    other = copy.deepcopy(own)
+    optimizers = [Adam(own.parameters()), Adam(other.parameters())]
+    SurvivorAdam.adopt(optimizers[0], [own])
+    for index in range(4):
+        for sequence, optimizer in zip((own, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            sequence(make_input(MLP)).mean().backward()
+            if index == 2:
+                optimizer.state.pop(optimizer.param_groups[0]["params"].pop(0))
+            optimizer.step()
+        assert same(own, other)
+    assert own.layers[0].weight not in optimizers[0].state

@@ -10,9 +10,12 @@ import pytest
 import torch as th
 from stable_baselines3 import DDPG, DQN, SAC, TD3
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
 
 from sb3_sparse import quantize
 from sb3_sparse.engine import native
+from sb3_sparse.policies.algorithms import SparseTD3Policy
 from tests.helpers import RandomEnv, make_model
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the compiled kernels")
@@ -84,7 +87,30 @@ def own_features(model: Any) -> None:
     model.actor.features_extractor.forward = lambda obs: obs * 0
 
 
-@pytest.mark.parametrize("change", [hook, hook_of_a_layer, own_forward, own_features])
+def other_features(model: Any) -> None:
+    class Halved(FlattenExtractor):
+        def forward(self, observations: th.Tensor) -> th.Tensor:
+            return super().forward(observations) * 0.5
+
+    model.actor.features_extractor = Halved(model.observation_space)
+
+
+def hook_of_flatten(model: Any) -> None:
+    model.actor.features_extractor.flatten.register_forward_hook(lambda _module, _inputs, output: output * 0.5)
+
+
+def another_flatten(model: Any) -> None:
+    model.actor.features_extractor.flatten = nn.Sequential(nn.Flatten(), nn.Hardtanh(-0.1, 0.1))
+
+
+def own_tensors(model: Any) -> None:
+    model.policy.obs_to_tensor = lambda observation: (th.zeros(1, 7), False)
+
+
+CHANGES = [hook, hook_of_a_layer, own_forward, own_features, other_features, hook_of_flatten, another_flatten, own_tensors]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_what_is_unknown_is_stocks(change):
     model = make_model(TD3, policy_kwargs=dict(sparsity=0.5))
     observation = np.linspace(-1, 1, 7, dtype=np.float32)
@@ -104,6 +130,37 @@ def test_refusals_are_stocks(observation):
             predict(model.policy, observation)
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("dtype", [np.longdouble, np.dtype(np.float32).newbyteorder(), np.dtype(np.float64).newbyteorder()])
+def test_what_torch_does_not_take(dtype):
+    model = make_model(TD3, policy_kwargs=dict(sparsity=0.5))
+    said = []
+    for predict in (type(model.policy).predict, BasePolicy.predict):
+        with pytest.raises((TypeError, ValueError), match=r"numpy|byte order") as caught:
+            predict(model.policy, np.ones(7, dtype))
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_nobody(algorithm):
+    assert_equal(make_model(algorithm, policy_kwargs=dict(sparsity=0.5)), np.zeros((0, 7), np.float32), deterministic=True)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_becomes_infinite_is_not_warned_of():
+    assert_equal(make_model(DQN, policy_kwargs=dict(sparsity=0.5)), np.full((2, 7), 1e300), deterministic=True)
+
+
+def test_a_policy_that_sees_something_else():
+    class Doubled(SparseTD3Policy):
+        def obs_to_tensor(self, observation: Any) -> Any:
+            tensor, is_vectorized = super().obs_to_tensor(observation)
+            return tensor * 2, is_vectorized
+
+    model = TD3(Doubled, RandomEnv(), policy_kwargs=dict(sparsity=0.5))
+    assert_equal(model, np.linspace(-1, 1, 7, dtype=np.float32), deterministic=True)
 
 
 def test_integers_and_lists():
