@@ -197,8 +197,8 @@ class Survivors:
             for weight, other in zip(self.weights, online.weights, strict=True):
                 if not weight.has_mask_of(other):
                     return False
+            # By ``data``, as there: autograd is not told
             self.network.average_all(1 - tau, tau, online.network)
-            self.wrote_values()
         return True
 
     def matrix(self, index: int) -> th.Tensor:

@@ -122,6 +122,20 @@ def test_gradients_are_stocks():
                 assert th.allclose(gradient, others[name], rtol=1e-4, atol=1e-6), name
 
 
+def test_writes_leave_the_versions_that_stocks_leave():
+    """A graph that was made before a step and is used after it is refused, or not, as after a stock step."""
+    stock, twin = make_twins(TD3, policy_delay=1)
+    found = []
+    for model in (stock, twin):
+        before = {name: parameter._version for name, parameter in model.policy.named_parameters()}
+        value = model.critic(th.zeros(5, 7), th.zeros(5, 2))[0].sum()
+        model.train(1, 8)
+        found.append({name for name, parameter in model.policy.named_parameters() if parameter._version > before[name]})
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            value.backward()
+    assert found[0] == found[1] == {name for name in before if "target" not in name}
+
+
 # --- Updaters ---
 
 

@@ -57,7 +57,7 @@ def copy_state(source: Any, target: Any) -> None:
     target.logger.name_to_value.update(source.logger.name_to_value)
 
 
-def step_both(stock: Any, twin: Any, seed: int, gradient_steps: int = 1) -> None:
+def step_both(stock: Any, twin: Any, seed: int, gradient_steps: int = 1, share: float = 1) -> None:
     """One ``train()`` of each, from the same random numbers; nothing but rounding may differ afterwards."""
     left = []
     for model in (stock, twin):
@@ -66,7 +66,7 @@ def step_both(stock: Any, twin: Any, seed: int, gradient_steps: int = 1) -> None
         model.train(gradient_steps=gradient_steps, batch_size=model.batch_size)
         left.append((float(th.rand(1)), float(np.random.rand())))
     assert left[0] == left[1], "other random numbers were drawn"
-    assert_alike(stock, twin)
+    assert_alike(stock, twin, share)
 
 
 def close(one: Any, other: Any, share: float, floor: float = 0.0) -> bool:
@@ -77,8 +77,9 @@ def close(one: Any, other: Any, share: float, floor: float = 0.0) -> bool:
     return same_gaps and bool((np.abs(one - other) <= share * max(np.abs(one).max(initial=0.0), floor)).all())
 
 
-def assert_alike(stock: Any, twin: Any) -> None:
-    """Whether two models are in the same state but for rounding."""
+def assert_alike(stock: Any, twin: Any, share: float = 1) -> None:
+    """Whether two models are in the same state but for rounding, or for several times as much."""
+    rounding = share * ROUNDING
     mine, others = stock.get_parameters(), twin.get_parameters()
     assert mine.keys() == others.keys()
     for name, state in mine.items():
@@ -86,15 +87,15 @@ def assert_alike(stock: Any, twin: Any) -> None:
             for key, of_parameter in state["state"].items():
                 for moment, value in of_parameter.items():
                     other = others[name]["state"][key][moment]
-                    assert close(value, other, ROUNDING, 1e-7), f"{name} {key} {moment}"
+                    assert close(value, other, rounding, 1e-7), f"{name} {key} {moment}"
             assert state["param_groups"] == others[name]["param_groups"]
         else:
             for key, value in state.items():
                 # Where a gradient is nothing but rounding, Adam makes a step of it
-                assert close(value, others[name][key], ROUNDING, 1.0), f"{name} {key}"
+                assert close(value, others[name][key], rounding, 1.0), f"{name} {key}"
     assert stock._n_updates == twin._n_updates
     logged, also = stock.logger.name_to_value, twin.logger.name_to_value
     assert logged.keys() == also.keys()
     for key, value in logged.items():
-        assert close(value, also[key], 1e-4, 0.1), f"{key}: {value} and {also[key]}"
+        assert close(value, also[key], share * 1e-4, 0.1), f"{key}: {value} and {also[key]}"
     assert twin.policy.sparsifier.violations() == []
