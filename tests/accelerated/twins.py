@@ -87,7 +87,7 @@ def assert_alike(stock: Any, twin: Any, share: float = 1) -> None:
             for key, of_parameter in state["state"].items():
                 for moment, value in of_parameter.items():
                     other = others[name]["state"][key][moment]
-                    assert close(value, other, rounding, 1e-7), f"{name} {key} {moment}"
+                    assert close(value, other, rounding, floor), f"{name} {key} {moment}"
             assert state["param_groups"] == others[name]["param_groups"]
         else:
             for key, value in state.items():
