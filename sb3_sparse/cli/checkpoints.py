@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 from sb3_sparse.checkpoint.run_checkpoint import RunCheckpoint
 from sb3_sparse.checkpoint.zoo import Plan, ZooFolder
 from sb3_sparse.utils.command_line import Parser
 from sb3_sparse.zoo.environments import require_packages
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add what ``train`` is told about checkpoints.
+
+    :param parser: A parser of ``train``.
+    """
+    parser.add_argument("--checkpoint-every", type=int, metavar="STEPS", help="environment steps between checkpoints")
+    parser.add_argument("--checkpoint-minutes", type=float, metavar="MINUTES", help="minutes between checkpoints")
+    parser.add_argument("--checkpoint-keep", type=int, metavar="N", help="checkpoints that are kept, the latest")
+    parser.add_argument("--no-pickle", action="store_true", help="write and read checkpoints without pickle")
+    parser.add_argument("--resume", metavar="RUN_FOLDER", help="go on with an interrupted training; takes no other argument")
 
 
 def checkpoint_plan(arguments: Sequence[str]) -> tuple[Plan, list[str]]:
@@ -20,11 +34,7 @@ def checkpoint_plan(arguments: Sequence[str]) -> tuple[Plan, list[str]]:
     :raises FileNotFoundError: If there is nothing to resume in a folder.
     """
     parser = Parser(prog="sb3-sparse train", add_help=False, allow_abbrev=False)
-    parser.add_argument("--checkpoint-every", type=int, metavar="STEPS")
-    parser.add_argument("--checkpoint-minutes", type=float, metavar="MINUTES")
-    parser.add_argument("--checkpoint-keep", type=int, metavar="N")
-    parser.add_argument("--no-pickle", action="store_true")
-    parser.add_argument("--resume", metavar="RUN_FOLDER")
+    add_checkpoint_arguments(parser)
     known, rest = parser.parse_known_args(list(arguments))
     given = {"every": known.checkpoint_every, "minutes": known.checkpoint_minutes, "keep": known.checkpoint_keep}
     options = {name: value for name, value in given.items() if value is not None}

@@ -164,6 +164,12 @@ def _tune(arguments: argparse.Namespace) -> None:
     run(arguments)
 
 
+def _completion(arguments: argparse.Namespace) -> None:
+    from sb3_sparse.cli.completion import completion_script
+
+    print(completion_script(make_parser(), arguments.shell))
+
+
 def _plot_compression(arguments: argparse.Namespace) -> None:
     from sb3_sparse.benchmark.plots import compression_table, plot_compression
 
@@ -282,6 +288,9 @@ def make_parser() -> argparse.ArgumentParser:
     compression.add_argument("-o", "--output", required=True, metavar="NAME", help="writes NAME.png and NAME.svg")
     compression.add_argument("--table", action="store_true", help="also print the numbers, as Markdown")
     compression.set_defaults(run=_plot_compression)
+    completion = commands.add_parser("completion", help="print a script by which a shell completes this command")
+    completion.add_argument("shell", choices=["bash", "zsh"], help="for which shell")
+    completion.set_defaults(run=_completion)
     return parser
 
 

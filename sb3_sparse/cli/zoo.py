@@ -68,6 +68,32 @@ def zoo_arguments(command: str, arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def add_preset_arguments(parser: argparse.ArgumentParser) -> None:
+    """
+    Add what ``train`` is told about presets and searches, beside rl-zoo3's arguments.
+
+    :param parser: A parser of ``train``.
+    """
+    parser.add_argument("--method", metavar="NAME", help="preset, in place of a --conf-file: static, rlx2, ds, compress, ...")
+    parser.add_argument("--accelerate", action="store_true", help="train() as a few native calls (TD3, DDPG, SAC, DQN)")
+    parser.add_argument("--search", metavar="NAMES", help="what --optimize searches; sb3-sparse searches lists the names")
+
+
+def own_help() -> str:
+    """
+    Describe the arguments of ``train`` that rl-zoo3 does not know.
+
+    :return: A few lines, to stand above rl-zoo3's own help.
+    """
+    from sb3_sparse.cli.checkpoints import add_checkpoint_arguments
+
+    parser = argparse.ArgumentParser(prog="sb3-sparse train", add_help=False, usage=argparse.SUPPRESS)
+    options = parser.add_argument_group("options of sb3-sparse")
+    add_preset_arguments(options)  # type: ignore[arg-type]  # a group has add_argument() too
+    add_checkpoint_arguments(options)  # type: ignore[arg-type]
+    return f"{parser.format_help().strip()}\n\nall others are rl-zoo3's:\n"
+
+
 def _parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """What of a command line is not handed on as it is, and the rest."""
     parser = Parser(prog=f"sb3-sparse {command}", add_help=False, allow_abbrev=False)
@@ -76,9 +102,7 @@ def _parse(command: str, arguments: Sequence[str]) -> tuple[argparse.Namespace, 
     parser.add_argument("-conf", "--conf-file")
     parser.add_argument("-f", "--folder", "--log-folder")
     if command == "train":
-        parser.add_argument("--method")
-        parser.add_argument("--accelerate", action="store_true")
-        parser.add_argument("--search")
+        add_preset_arguments(parser)
         parser.add_argument("-optimize", "--optimize", "--optimize-hyperparameters", dest="optimize", action="store_true")
         parser.add_argument("--trial-id", type=int)
         parser.add_argument("--storage")
@@ -209,7 +233,9 @@ def _prepare_training(arguments: Sequence[str], contexts: ExitStack) -> list[str
     if plan.run is not None:
         return resumed_command_line(plan)
     handed_on = zoo_arguments("train", rest)
-    if not {"-h", "--help"} & set(rest):
+    if {"-h", "--help"} & set(rest):
+        print(own_help())
+    else:
         section = _section(rest, handed_on)
         if _parse("train", rest)[0].accelerate:
             handed_on = _with_callbacks(handed_on, accelerated(section)["callback"])
