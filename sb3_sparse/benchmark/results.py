@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -86,28 +87,32 @@ def read_results(file: str | Path) -> list[Result]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no file {file}")
     results: dict[tuple[Any, ...], Result] = {}
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(
-                f"{file} has the columns {', '.join(reader.fieldnames or ['(none)'])}; a file of compression results has "
-                f"{', '.join(COLUMNS)}"
-            )
-        for row in reader:
-            where = f"{file}, line {reader.line_num}"
-            if None in row:
-                raise ValueError(f"{where}: it has {len(row[None])} values too many")
-            try:
-                result = Result(**{name: _TYPES[name](row[name]) for name in COLUMNS})
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"{where}: {error}") from error
-            if result.variant not in VARIANTS:
-                raise ValueError(f"{where}: `variant` must be one of {', '.join(VARIANTS)}, got {result.variant!r}")
-            if not 0 <= result.sparsity < 1:
-                raise ValueError(f"{where}: `sparsity` must be in [0, 1), got {result.sparsity!r}")
-            if result.key in results:
-                raise ValueError(f"{where}: there is another row of the same agent, {result.key}")
-            results[result.key] = result
+    try:
+        with file.open(newline="") as stream:
+            text = stream.read()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not a text file: give a CSV file of compression results") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    if tuple(reader.fieldnames or ()) != COLUMNS:
+        raise ValueError(
+            f"{file} has the columns {', '.join(reader.fieldnames or ['(none)'])}; a file of compression results has "
+            f"{', '.join(COLUMNS)}"
+        )
+    for row in reader:
+        where = f"{file}, line {reader.line_num}"
+        if None in row:
+            raise ValueError(f"{where}: it has {len(row[None])} values too many")
+        try:
+            result = Result(**{name: _TYPES[name](row[name]) for name in COLUMNS})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        if result.variant not in VARIANTS:
+            raise ValueError(f"{where}: `variant` must be one of {', '.join(VARIANTS)}, got {result.variant!r}")
+        if not 0 <= result.sparsity < 1:
+            raise ValueError(f"{where}: `sparsity` must be in [0, 1), got {result.sparsity!r}")
+        if result.key in results:
+            raise ValueError(f"{where}: there is another row of the same agent, {result.key}")
+        results[result.key] = result
     return list(results.values())
 
 

@@ -14,8 +14,8 @@ from sb3_sparse.export.card import Facts, model_card
 from sb3_sparse.export.decision import decision_of
 from sb3_sparse.export.normalization import statistics_of
 from sb3_sparse.utils.checks import require_integer
-from sb3_sparse.utils.files import write_text
-from sb3_sparse.zoo.runs import find_zoo_run, make_training_env
+from sb3_sparse.utils.files import require_writable, write_text
+from sb3_sparse.zoo.runs import find_zoo_run, make_training_env, require_fitting_env
 
 
 def command_of(file: Path) -> str | None:
@@ -80,10 +80,7 @@ def write_card(
     """
     file = find_model_file(path)
     target = Path(output) if output is not None else file.with_name("README.md")
-    if not target.parent.is_dir():
-        raise ValueError(f"`--output` {target}: there is no folder {target.parent}")
-    if target.is_dir():
-        raise ValueError(f"`--output` {target} is a folder: give a file")
+    require_writable("--output", target)
     if target.exists() and not force:
         raise ValueError(f"`--output` {target} exists: choose another name, or replace it with `--force`")
     require_integer("--episodes", n_episodes, low=0)
@@ -96,6 +93,7 @@ def write_card(
     returns: list[float] = []
     if env_id is not None and n_episodes:
         playground = make_training_env(run, env_id, 1, seed)
+        require_fitting_env(model, playground, env_id)
         found = evaluate_policy(model, playground, n_episodes, deterministic=True, return_episode_rewards=True, warn=False)
         returns = [float(one) for one in found[0]]  # type: ignore[union-attr]
         playground.close()

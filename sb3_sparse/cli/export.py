@@ -20,7 +20,7 @@ from sb3_sparse.export.targets import SUFFIXES, check_target, format_of
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.policies.base import SparsePolicyMixin, policy_of
 from sb3_sparse.utils.checks import require_integer
-from sb3_sparse.zoo.runs import ZooRun, find_zoo_run, make_training_env
+from sb3_sparse.zoo.runs import ZooRun, find_zoo_run, make_training_env, require_fitting_env
 
 
 def output_path(file: Path, output: str | Path | None, to: str | None) -> tuple[Path, str]:
@@ -34,7 +34,10 @@ def output_path(file: Path, output: str | Path | None, to: str | None) -> tuple[
     :raises ValueError: If neither says which format.
     """
     if output is not None:
-        return Path(output), format_of(Path(output), to)
+        path, to = Path(output), format_of(Path(output), to)
+        if not path.parent.is_dir():
+            raise ValueError(f"`--output` {path}: there is no folder {path.parent}")
+        return path, to
     if to is None:
         raise ValueError(f"`--to` is left out: give one of {', '.join(SUFFIXES)}, or `--output` with its ending")
     to = format_of(file.with_suffix(""), to)
@@ -63,7 +66,9 @@ def quantized(model: BaseAlgorithm, run: ZooRun, env_id: str | None, bits: int, 
             "`--bits` quantizes the model, which needs observations: give `--env`; beside the model there is no folder of "
             "rl-zoo3 that names it"
         )
-    model.set_env(make_training_env(run, env_id, model.n_envs, seed))
+    playground = make_training_env(run, env_id, model.n_envs, seed)
+    require_fitting_env(model, playground, env_id)
+    model.set_env(playground)
     if not isinstance(policy_of(model), SparsePolicyMixin):
         model = sparsify(model, 0.0)
     return quantize(model, bits=bits)
@@ -119,6 +124,9 @@ def export_file(
     found = None
     if check:
         # What was exported sees observations as they come, and normalises them itself
-        raw = None if env_id is None else make_training_env(replace(run, statistics=None), env_id, 1, seed)
+        raw = None
+        if env_id is not None:
+            raw = make_training_env(replace(run, statistics=None), env_id, 1, seed)
+            require_fitting_env(model, raw, env_id)
         found = run_check(artefact, model, normalize, raw, n_observations=n_observations, n_episodes=n_episodes, seed=seed)
     return write_checked(artefact, target, found)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,8 @@ from sb3_sparse.conversion.loading import find_model_file, load_model, save_atom
 from sb3_sparse.conversion.sparsify import sparsify
 from sb3_sparse.conversion.untrusted import load_untrusted
 from sb3_sparse.utils.checks import require_integer
-from sb3_sparse.zoo.runs import find_zoo_run, make_training_env
+from sb3_sparse.utils.files import require_writable
+from sb3_sparse.zoo.runs import find_zoo_run, make_training_env, require_fitting_env
 
 
 def check_finetuning(model: BaseAlgorithm, n_steps: int, *, n_stored: int = 0) -> int:
@@ -42,6 +45,15 @@ def _n_stored(model: OffPolicyAlgorithm) -> int:
     return model.replay_buffer.size() * model.n_envs
 
 
+def can_show_progress() -> bool:
+    """
+    Say whether Stable-Baselines3's progress bar can be shown.
+
+    :return: Whether its packages are there, and somebody looks at a terminal.
+    """
+    return sys.stderr.isatty() and all(importlib.util.find_spec(name) is not None for name in ("tqdm", "rich"))
+
+
 def finetune(model: BaseAlgorithm, n_steps: int) -> None:
     """
     Train a loaded model further. Counters and schedules go on as if the training had been that much longer
@@ -52,16 +64,16 @@ def finetune(model: BaseAlgorithm, n_steps: int) -> None:
     :param n_steps: Environment steps, with those that fill the replay buffer.
     :raises ValueError: If none would be left to train in.
     """
-    n_fill = 0
+    n_fill, progress_bar = 0, can_show_progress()
     if isinstance(model, OffPolicyAlgorithm):
         n_fill = check_finetuning(model, n_steps, n_stored=_n_stored(model))
         if n_fill:
             gradient_steps, model.gradient_steps = model.gradient_steps, 0
             try:
-                model.learn(n_fill, reset_num_timesteps=False)
+                model.learn(n_fill, reset_num_timesteps=False, progress_bar=progress_bar)
             finally:
                 model.gradient_steps = gradient_steps
-    model.learn(n_steps - n_fill, reset_num_timesteps=False)
+    model.learn(n_steps - n_fill, reset_num_timesteps=False, progress_bar=progress_bar)
 
 
 def output_file(file: Path, output: str | Path | None, *, force: bool) -> Path:
@@ -72,13 +84,14 @@ def output_file(file: Path, output: str | Path | None, *, force: bool) -> Path:
     :param output: Where the new one shall go. None: ``<model>-pruned.zip`` beside it.
     :param force: Whether a file that is there may be replaced.
     :return: Where it goes.
-    :raises ValueError: If a file is there, or the folder is not.
+    :raises ValueError: If a file is there, or it cannot be written.
     """
     result = file.with_name(f"{file.stem}-pruned.zip") if output is None else Path(output)
+    if result.is_dir():
+        raise ValueError(f"`--output` {result} is a folder: give a file")
     if result.suffix != ".zip":
         result = result.with_name(f"{result.name}.zip")
-    if not result.parent.is_dir():
-        raise ValueError(f"`--output` {result}: there is no folder {result.parent}")
+    require_writable("--output", result)
     if result.exists() and not force:
         what = "is the model itself" if result.resolve() == file.resolve() else "exists"
         raise ValueError(f"`--output` {result} {what}: choose another name, or allow to replace it with `--force`")
@@ -143,7 +156,9 @@ def prune_file(
     old = load_model(file, algorithm) if allow_pickle else load_untrusted(file, algorithm=algorithm)
     if run.replay_buffer is None:
         check_finetuning(old, finetune_steps)  # before anything is made
-    model = sparsify(file, sparsity, env=make_training_env(run, env_id, old.n_envs, seed), **kwargs)
+    playground = make_training_env(run, env_id, old.n_envs, seed)
+    require_fitting_env(old, playground, env_id)
+    model = sparsify(file, sparsity, env=playground, **kwargs)
     if isinstance(model, OffPolicyAlgorithm) and run.replay_buffer is not None:
         model.load_replay_buffer(run.replay_buffer)
         check_finetuning(model, finetune_steps, n_stored=_n_stored(model))

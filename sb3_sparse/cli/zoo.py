@@ -11,13 +11,15 @@ import argparse
 import importlib
 import re
 import sys
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import sb3_sparse  # noqa: F401  # registers the policies
 from sb3_sparse.tuning.merge import supported_algorithms
+from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.utils.command_line import Parser
 from sb3_sparse.utils.files import write_text
 from sb3_sparse.zoo.environments import require_packages
@@ -148,6 +150,8 @@ def _section(arguments: Sequence[str], handed_on: Sequence[str]) -> dict[str, An
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
     parser.add_argument("-n", "--n-timesteps", type=int, default=-1)
     given = parser.parse_known_args(list(arguments))[0]
+    if given.n_timesteps != -1:  # which is rl-zoo3's word for the configuration's own
+        require_integer("--n-timesteps", given.n_timesteps, low=1)
     # As rl-zoo3 does
     steps = {"n_timesteps": given.n_timesteps} if given.n_timesteps > 0 else {}
     section = {**read_section(configuration, known.env or _DEFAULT_ENV), **given.hyperparams, **steps}
@@ -180,6 +184,17 @@ def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> lis
     return names
 
 
+@contextmanager
+def _one_line_refusals(module: Any) -> Iterator[None]:
+    """Let the parser that rl-zoo3's script makes answer a mistake as this package's do; it is made in a function."""
+    stock = module.argparse
+    module.argparse = SimpleNamespace(ArgumentParser=Parser)
+    try:
+        yield
+    finally:
+        module.argparse = stock
+
+
 def run(command: str, arguments: Sequence[str]) -> None:
     """
     Run rl-zoo3's script.
@@ -190,16 +205,17 @@ def run(command: str, arguments: Sequence[str]) -> None:
     :raises ValueError: As in :func:`zoo_arguments`.
     """
     try:
-        script = getattr(importlib.import_module(f"rl_zoo3.{command}"), command)
+        module = importlib.import_module(f"rl_zoo3.{command}")
     except ModuleNotFoundError as error:
         raise ImportError(f"{command} needs rl-zoo3 ({error}): pip install 'sb3-sparse[zoo]'") from error
     with ExitStack() as contexts:
         is_training = command == "train"
         handed_on = _prepare_training(arguments, contexts) if is_training else zoo_arguments(command, arguments)
+        contexts.enter_context(_one_line_refusals(module))
         own = sys.argv
         sys.argv = [f"sb3-sparse {command}", *handed_on]
         try:
-            script()
+            getattr(module, command)()
         except AssertionError as error:
             if is_training or "was not found" not in str(error):
                 raise

@@ -29,6 +29,8 @@ def find_model_file(path: str | Path) -> Path:
     :return: The zip; of a folder the model that was saved last in it or below.
     :raises FileNotFoundError: If there is none.
     """
+    if not str(path):
+        raise FileNotFoundError("the path of the model is empty: give a model's zip, or a folder that holds one")
     path = Path(path)
     if path.is_dir():
         files = sorted(path.rglob("*.zip"), key=lambda file: file.stat().st_mtime)

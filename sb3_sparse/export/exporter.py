@@ -175,6 +175,8 @@ def make_artefact(
     check_name(name)
     if arduino and to != "c":
         raise ValueError(f"`arduino` is for `to`='c', got {to!r}")
+    if layout is not None and to not in ("c", "cortex-m"):
+        raise ValueError(f"`layout` is for `to`='c' and 'cortex-m', got {to!r}")
     if layout is not None:
         require_choice("layout", layout, LAYOUTS)
     if to == "onnx":

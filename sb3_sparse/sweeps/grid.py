@@ -121,7 +121,7 @@ def read_grid(file: str | Path) -> Grid:
         raise FileNotFoundError(f"there is no grid {file}")
     try:
         values = yaml.safe_load(file.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"the grid {file} is not YAML: {error}") from error
     known = [column.name for column in fields(Grid)]
     if not isinstance(values, dict):

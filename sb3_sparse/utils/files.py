@@ -42,6 +42,25 @@ def write_text(file: Path, text: str) -> Path:
     return file
 
 
+def require_writable(option: str, file: Path) -> None:
+    """
+    Refuse a file that could not be written, before any work.
+
+    :param option: How the error names it.
+    :param file: The file.
+    :raises ValueError: If it is a folder, or its folder is not there or cannot be written to.
+    """
+    if file.is_dir():
+        raise ValueError(f"`{option}` {file} is a folder: give a file")
+    if not file.parent.is_dir():
+        raise ValueError(f"`{option}` {file}: there is no folder {file.parent}")
+    try:
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"`{option}` {file} cannot be written: {error}") from error
+
+
 def make_folder(option: str, folder: str | Path) -> Path:
     """
     Make a folder that results are written to, before anything is trained.

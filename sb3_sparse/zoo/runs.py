@@ -11,6 +11,7 @@ from typing import Any
 
 import gymnasium as gym
 import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 
@@ -71,6 +72,31 @@ def find_zoo_run(file: Path) -> ZooRun:
 def _read(file: Path) -> dict[str, Any]:
     with file.open() as stream:
         return dict(yaml.load(stream, Loader=yaml.UnsafeLoader))
+
+
+def require_fitting_env(model: BaseAlgorithm, env: VecEnv, env_id: str) -> None:
+    """
+    Refuse an environment whose observations or actions are not the model's.
+
+    :param model: A model.
+    :param env: An environment, normalised or not.
+    :param env_id: Its id.
+    :raises ValueError: If an agent of that environment could not be this one.
+    """
+    # Images are turned around as learn() does
+    wrapped = model._wrap_env(env, verbose=0, monitor_wrapper=False)
+    for kind in ("observation", "action"):
+        own, other = getattr(model, f"{kind}_space"), getattr(wrapped, f"{kind}_space")
+        # Bounds are left out: statistics change them
+        if type(own) is not type(other) or _layout(own) != _layout(other):
+            raise ValueError(f"`--env` {env_id!r} does not fit the model: its {kind} space is {other}, the model's {own}")
+
+
+def _layout(space: gym.Space[Any]) -> Any:
+    """What of a space a network's shape follows from."""
+    if isinstance(space, gym.spaces.Dict):
+        return {name: _layout(part) for name, part in space.spaces.items()}
+    return space.shape, getattr(space, "n", None) if isinstance(space, gym.spaces.Discrete) else None
 
 
 def make_training_env(run: ZooRun, env_id: str, n_envs: int, seed: int | None) -> VecEnv:

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from stable_baselines3 import TD3 as TD3Algorithm
 
 from sb3_sparse.benchmark.__main__ import main as benchmark
 from sb3_sparse.cli.main import EPILOG, ZOO_HELP, main, make_parser
 from sb3_sparse.tuning.arguments import with_question
 from sb3_sparse.zoo.presets import presets_folder
 from sb3_sparse.zoo.sections import check_hyperparameters, zoo_configuration
-from tests.helpers import assert_refused
+from tests.helpers import assert_refused, make_model
 
 TD3 = ["train", "--algo", "td3", "--env", "Pendulum-v1"]
 MISTAKES = [
@@ -44,7 +45,12 @@ MISTAKES = [
         "hyperparameter 'buffersize' is unknown to TD3 (did you mean 'buffer_size'?)",
     ),
     (main, [*TD3, "--checkpoint-every", "soon"], "argument --checkpoint-every: invalid int value: 'soon'"),
+    (main, [*TD3, "-n", "-5"], "`--n-timesteps` must be an integer >= 1, got -5"),
+    (main, [*TD3, "--seed", "x"], "sb3-sparse train: argument --seed: invalid int value: 'x'"),
+    (main, [*TD3, "--nope"], "sb3-sparse train: unrecognized arguments: --nope"),
     (main, ["enjoy", "--algo", "td3", "--env", "Pendulum-v1", "-f", "nowhere"], "nowhere/td3 folder was not found"),
+    (main, ["enjoy", "-n", "x"], "sb3-sparse enjoy: argument -n/--n-timesteps: invalid int value: 'x'"),
+    (main, ["report", ""], "the path of the model is empty"),
     (benchmark, [], "the following arguments are required"),
     (benchmark, ["overhead", "--rounds", "0"], "argument --rounds: an integer from 1 is needed, not '0'"),
     (benchmark, ["overhead", "--sparsity", "2"], "argument --sparsity: a sparsity is a number in [0, 1), not '2'"),
@@ -64,11 +70,57 @@ def test_mistakes_are_one_line_and_write_nothing(command, arguments, message, tm
     assert_refused(command, arguments, message, capsys)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A small model for Pendulum-v1, in a folder with a folder and a file that is no text."""
+    folder = tmp_path_factory.mktemp("saved")
+    make_model(TD3Algorithm, env="Pendulum-v1", policy_kwargs=dict(sparsity=0.5)).save(folder / "agent.zip")
+    (folder / "there").mkdir()
+    (folder / "grid.yml").write_bytes(b"\xff\xfe\x00")
+    return folder
+
+
+PRUNE, CARD = ["prune", "agent.zip", "--sparsity", "0.9"], ["card", "agent.zip"]
+TUNE = ["--finetune", "500", "--env"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([*PRUNE, "-o", "there"], "`--output` there is a folder: give a file"),
+        ([*PRUNE, "-o", "/proc/new.zip"], "`--output` /proc/new.zip cannot be written"),
+        ([*PRUNE, "-o", "none/new.zip"], "`--output` none/new.zip: there is no folder none"),
+        ([*PRUNE, *TUNE, "CartPole-v1"], "`--env` 'CartPole-v1' does not fit the model: its observation space is Box("),
+        ([*CARD, "-o", "/proc/card.md"], "`--output` /proc/card.md cannot be written"),
+        ([*CARD, "-o", "there"], "`--output` there is a folder: give a file"),
+        ([*CARD, "--env", "CartPole-v1"], "`--env` 'CartPole-v1' does not fit the model"),
+        (["export", "agent.zip", "--to", "onnx", "--layout", "small"], "`layout` is for `to`='c' and 'cortex-m', got 'onnx'"),
+        (["export", "agent.zip", "--to", "c", "-o", "none/x"], "`--output` none/x: there is no folder none"),
+        (["export", "agent.zip", "--to", "packed", "--check", "--env", "CartPole-v1"], "does not fit the model"),
+        (["export", "agent.zip", "--to", "c", "--bits", "8", "--env", "CartPole-v1"], "does not fit the model"),
+        (["sweep", "grid.yml"], "the grid grid.yml is not YAML"),
+        (["plot", "compression", "grid.yml", "-o", "x"], "grid.yml is not a text file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_with_files_that_are_there(arguments, message, saved, monkeypatch, capsys):
+    monkeypatch.chdir(saved)
+    assert_refused(main, arguments, message, capsys)
+
+
 def test_help_is_no_mistake(capsys):
     with pytest.raises(SystemExit) as end:
         main(["report", "-h"])
     assert end.value.code == 0
     assert "usage: sb3-sparse report" in capsys.readouterr().out
+
+
+def test_the_help_of_train_has_both_programs_options(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["train", "-h"])
+    assert end.value.code == 0
+    help_of_both = capsys.readouterr().out
+    assert help_of_both.index("--checkpoint-every") < help_of_both.index("rl-zoo3's:") < help_of_both.index("--n-timesteps")
 
 
 @pytest.mark.parametrize("algo", ["a2c", "crossq", "ddpg", "dqn", "ppo", "ppo_lstm", "qrdqn", "sac", "td3", "tqc"])
