@@ -17,11 +17,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from stable_baselines3.common.utils import get_device
+
 import sb3_sparse  # noqa: F401  # registers the policies
+from sb3_sparse.cli.setup import refusing_setup
 from sb3_sparse.tuning.merge import supported_algorithms
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.utils.command_line import Parser
-from sb3_sparse.utils.files import write_text
+from sb3_sparse.utils.files import make_folder, write_text
 from sb3_sparse.zoo.environments import require_packages
 from sb3_sparse.zoo.presets import preset_file
 from sb3_sparse.zoo.sections import accelerated, as_yaml, check_hyperparameters, read_section, zoo_configuration
@@ -140,7 +143,8 @@ def _section(arguments: Sequence[str], handed_on: Sequence[str]) -> dict[str, An
     """
     What a training is configured with: the environment's section, and what the command line says instead.
 
-    :raises ValueError: For a configuration that there is not, and names that the algorithm does not know.
+    :raises ValueError: For a configuration, an agent or a device that there is not, values that cannot be read, and names
+        that the algorithm does not know.
     """
     from rl_zoo3.utils import ALGOS, StoreDict
 
@@ -149,7 +153,21 @@ def _section(arguments: Sequence[str], handed_on: Sequence[str]) -> dict[str, An
     parser = Parser(prog="sb3-sparse train", add_help=False, allow_abbrev=False)
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreDict, default={})
     parser.add_argument("-n", "--n-timesteps", type=int, default=-1)
-    given = parser.parse_known_args(list(arguments))[0]
+    parser.add_argument("-i", "--trained-agent", default="")
+    parser.add_argument("--device", default="auto")
+    try:
+        given = parser.parse_known_args(list(arguments))[0]
+    except Exception as error:
+        # rl-zoo3 evaluates values as Python, so anything may be raised
+        raise ValueError(
+            f"`--hyperparams` takes NAME:VALUE, the value as Python has it (learning_starts:1000): {error}"
+        ) from error
+    if given.trained_agent and not (given.trained_agent.endswith(".zip") and Path(given.trained_agent).is_file()):
+        raise ValueError(f"`--trained-agent` {given.trained_agent} is no file that ends in .zip")
+    try:
+        get_device(given.device)
+    except RuntimeError as error:
+        raise ValueError(f"`--device` {given.device!r} is none that torch knows: auto, cpu, cuda, cuda:1, ...") from error
     if given.n_timesteps != -1:  # which is rl-zoo3's word for the configuration's own
         require_integer("--n-timesteps", given.n_timesteps, low=1)
     # As rl-zoo3 does
@@ -212,6 +230,12 @@ def run(command: str, arguments: Sequence[str]) -> None:
         is_training = command == "train"
         handed_on = _prepare_training(arguments, contexts) if is_training else zoo_arguments(command, arguments)
         contexts.enter_context(_one_line_refusals(module))
+        if is_training:
+            known, _ = _parse("train", handed_on)
+            log_folder = Path(known.folder or LOG_FOLDER)
+            if log_folder.exists():
+                make_folder("--log-folder", log_folder)
+            contexts.enter_context(refusing_setup(log_folder, known.algo))
         own = sys.argv
         sys.argv = [f"sb3-sparse {command}", *handed_on]
         try:
