@@ -372,19 +372,43 @@ class Block(Pattern):
         return self._expand(kept.view(-(-rows // self.rows), -1), rows, columns).reshape(*shape)
 
 
+#: Patterns of users by the string that means them.
+_REGISTERED: dict[str, Pattern] = {}
+
+
+def register_pattern(pattern: Pattern) -> None:
+    """
+    Let ``policy_kwargs`` name a pattern of your own. A saved model names it too: the module that registers it must be imported
+    before the model is loaded.
+
+    :param pattern: The pattern. Its ``spec`` is the name; the same name again replaces the pattern.
+    :raises TypeError: If it is no :class:`Pattern`.
+    :raises ValueError: If the name is one of this package's own, or no string.
+    """
+    if not isinstance(pattern, Pattern):
+        raise TypeError(f"`pattern` must be an instance of Pattern, got {pattern!r}")
+    spec = pattern.spec
+    if not isinstance(spec, str) or spec == "unstructured" or re.fullmatch(r"\d+:\d+|block:.*", spec):
+        raise ValueError(f"`pattern` must have a `spec` that is a name of its own, got {spec!r}")
+    _REGISTERED[spec] = pattern
+
+
 def parse_pattern(spec: str) -> Pattern:
     """
     Read a pattern from its string.
 
-    :param spec: ``"unstructured"``, ``"N:M"`` or ``"block:RxC"``.
+    :param spec: ``"unstructured"``, ``"N:M"``, ``"block:RxC"``, or what :func:`register_pattern` was given.
     :return: The pattern.
     :raises ValueError: If the string is none of these, or N > M, or a number is zero.
     """
     if spec == "unstructured":
         return Unstructured()
     if isinstance(spec, str):
+        if spec in _REGISTERED:
+            return _REGISTERED[spec]
         if (match := re.fullmatch(r"(\d+):(\d+)", spec)) and 1 <= int(match[1]) <= int(match[2]):
             return NofM(int(match[1]), int(match[2]))
         if (match := re.fullmatch(r"block:(\d+)x(\d+)", spec)) and int(match[1]) >= 1 and int(match[2]) >= 1:
             return Block(int(match[1]), int(match[2]))
-    raise ValueError(f"`pattern` must be {PATTERN_HELP}, got {spec!r}")
+    registered = f"; registered: {', '.join(_REGISTERED)}" if _REGISTERED else ""
+    raise ValueError(f"`pattern` must be {PATTERN_HELP}{registered}, got {spec!r}")

@@ -6,8 +6,21 @@ import pytest
 import torch as th
 from hypothesis import given
 from hypothesis import strategies as st
+from stable_baselines3 import SAC
 
-from sb3_sparse.masks.patterns import Block, NofM, Unstructured, as_matrix_shape, parse_pattern, top_mask
+from sb3_sparse import SET, GradualPruning, RigL, sparsity_report
+from sb3_sparse.masks import patterns
+from sb3_sparse.masks.patterns import (
+    Block,
+    NofM,
+    Pattern,
+    Unstructured,
+    as_matrix_shape,
+    parse_pattern,
+    register_pattern,
+    top_mask,
+)
+from tests.helpers import make_model
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 20), st.integers(1, 25)),
@@ -152,3 +165,58 @@ def test_bad_specs_name_the_argument_and_the_value(spec):
     with pytest.raises(ValueError, match="`pattern` must be") as error:
         parse_pattern(spec)
     assert repr(spec) in str(error.value)
+
+
+class ConstantFanIn(Pattern):
+    """Somebody's own pattern: every output has the same number of inputs."""
+
+    spec = "test_fan_in"
+
+    def budget(self, shape, n_active):
+        rows, columns = as_matrix_shape(shape)
+        return (min(max(round(n_active / rows), 1), columns),)
+
+    def n_active(self, shape, budget):
+        return shape[0] * budget[0]
+
+    def select(self, scores, budget):
+        return th.stack([top_mask(row, budget[0]) for row in scores.flatten(1)]).reshape(scores.shape)
+
+    def budget_of(self, mask):
+        return (int(mask.flatten(1)[0].sum()),)
+
+    def is_legal(self, mask):
+        return mask.flatten(1).sum(1).unique().numel() == 1
+
+
+@pytest.fixture
+def own_pattern():
+    register_pattern(ConstantFanIn())
+    yield
+    del patterns._REGISTERED["test_fan_in"]
+
+
+@pytest.mark.parametrize("updater", [lambda: SET(2, 0.3), lambda: RigL(2, 0.3), lambda: GradualPruning(0.9, updates=5)])
+def test_a_registered_pattern_trains_is_saved_and_reported(updater, own_pattern, tmp_path):
+    callback = updater()
+    sparsity = 0.0 if isinstance(callback, GradualPruning) else 0.8
+    model = make_model(SAC, policy_kwargs=dict(sparsity=sparsity, pattern="test_fan_in"))
+    model.learn(60, callback=callback)
+    assert callback.events
+    assert model.policy.sparsifier.violations() == []
+    for layer in model.policy.sparsifier.layers.values():
+        assert layer.weight_mask.flatten(1).sum(1).unique().numel() == 1
+    model.save(tmp_path / "model.zip")
+    loaded = SAC.load(tmp_path / "model.zip", env=model.get_env())
+    loaded.learn(20)
+    assert loaded.policy.sparsifier.violations() == []
+    assert "test_fan_in" in str(sparsity_report(loaded))
+
+
+def test_what_cannot_be_registered_is_refused(own_pattern):
+    with pytest.raises(TypeError, match="must be an instance of Pattern, got 'fan_in'"):
+        register_pattern("fan_in")
+    with pytest.raises(ValueError, match="a name of its own, got '2:4'"):
+        register_pattern(NofM(2, 4))
+    with pytest.raises(ValueError, match="registered: test_fan_in, got 'fan_on'"):
+        parse_pattern("fan_on")
