@@ -11,6 +11,7 @@ import gymnasium as gym
 from sb3_sparse.callbacks.gradual_pruning import GradualPruning
 from sb3_sparse.callbacks.mask_refresh import MaskRefresh
 from sb3_sparse.callbacks.quantization_aware import QuantizationAware
+from sb3_sparse.callbacks.revival import Revival
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.tuning.draft import Draft
 from sb3_sparse.tuning.merge import algorithm_of, evaluate, write_kwargs
@@ -145,7 +146,7 @@ def dense(section: Mapping[str, Any], algo: str) -> dict[str, Any]:
     draft.make_sparse()
     kept = {key: value for key, value in draft.policy_kwargs.items() if key not in _SPARSE_KWARGS}
     draft.policy_kwargs = {**kept, **_DENSE_KWARGS}
-    draft.callbacks.remove(SET, RigL, MaskRefresh, GradualPruning, QuantizationAware)
+    draft.callbacks.remove(SET, RigL, MaskRefresh, Revival, GradualPruning, QuantizationAware)
     result = draft.written()
     if not result.get("callback"):
         result.pop("callback", None)

@@ -14,6 +14,7 @@ from sb3_sparse.callbacks.gradual_pruning import GradualPruning
 from sb3_sparse.callbacks.mask_refresh import MaskRefresh
 from sb3_sparse.callbacks.quantization_aware import QuantizationAware
 from sb3_sparse.callbacks.replay import DelayedNStep
+from sb3_sparse.callbacks.revival import Revival
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.masks.config import DEFAULT_SPARSITY
 from sb3_sparse.masks.patterns import Pattern, parse_pattern
@@ -239,7 +240,7 @@ class Draft:
         :param kwargs: Keyword arguments that it is given besides.
         """
         present = self.updaters
-        where = self.callbacks.remove(*UPDATERS)
+        where = self.callbacks.remove(*UPDATERS, Revival)
         if updater is None:
             return
         kept = accepted(updater, present[0][1]) if present else {}

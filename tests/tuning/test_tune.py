@@ -19,9 +19,11 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import TrialState
+from rl_zoo3.utils import get_class_by_name
 from stable_baselines3 import SAC
 
 from sb3_sparse.analysis.report import sparsity_report
+from sb3_sparse.callbacks.base import TopologyCallback
 from sb3_sparse.cli.main import main
 from sb3_sparse.runs.result import RunResult
 from sb3_sparse.runs.store import Store
@@ -35,6 +37,7 @@ from sb3_sparse.tuning.questions import FrontQuestion, KeepQuestion
 from sb3_sparse.tuning.sparsest import find_sparsest
 from sb3_sparse.tuning.storage import open_storage
 from sb3_sparse.utils.command_line import hyperparameter
+from sb3_sparse.zoo.presets import presets_folder
 from tests.helpers import equal_state
 from tests.runs.subjects import make_result
 from tests.tuning import postgresql
@@ -597,6 +600,20 @@ def test_dense_and_sparse_relatives_of_a_configuration():
         {"sb3_sparse.GradualPruning": {"final_sparsity": {"actor": 0.7}}}
     ]
     assert "callback" not in configuration.dense(gradual, "td3")
+
+
+@pytest.mark.parametrize("algo", ["td3", "sac", "dqn"])
+def test_nothing_prunes_the_dense_relative_of_a_preset(algo):
+    """Its masks are full: a callback that changes them would refuse it when the training begins."""
+    methods = sorted(file.parent.name for file in presets_folder().glob(f"*/{algo}.yml"))
+    assert {"compress", "ds", "rlx2", "rnm", "static"} <= set(methods)
+    for method in methods:
+        sections = yaml.safe_load((presets_folder() / method / f"{algo}.yml").read_text())
+        for entry in sections.values():
+            found = configuration.dense(entry, algo).get("callback") or []
+            for callback in [found] if isinstance(found, str) else found:
+                (name,) = callback if isinstance(callback, dict) else [callback]
+                assert not issubclass(get_class_by_name(name), TopologyCallback), (method, name)
 
 
 @pytest.mark.parametrize("algo", ["a2c", "ppo", "ddpg", "dqn", "qrdqn", "sac", "td3", "tqc", "crossq", "ppo_lstm"])
