@@ -98,7 +98,7 @@ class Train:
         """One gradient step."""
         reason = step.why_not()
         if reason is None and not step.wants_dense_gradients():
-            if step.draw(batch_size) and step.run():
+            if step.sampler.draw(batch_size) and step.run():
                 if not step.counts_itself:
                     self._model._n_updates += 1
                 return

@@ -61,5 +61,5 @@ class DQNStep(Step):
         others = any(parameter.grad is not None for parameter in self.target.survivors.parameters)
         if others or not self.online.survivors.gradients.clip(self.model.max_grad_norm):
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.model.max_grad_norm)
-        self.train_q.optimizer.step()
+        self.train_q.step()
         return True

@@ -26,30 +26,12 @@ class Part:
         self.part = part
         self.survivors: Survivors | None = None
 
-    def wants_dense_gradients(self) -> bool:
-        """Whether an updater wants gradients that the kernels do not compute."""
-        part = self.part
-        if isinstance(part, SparseSequential):
-            return part.wants_dense_gradients()
-        return any(layer.wants_dense_gradient for layer in part.layers)
-
     def why_not(self) -> str | None:
         """What keeps the kernels from running it, if anything; if nothing, ``survivors`` are up to date."""
         self.survivors = None
-        part = self.part
-        if isinstance(part, SparseSequential):
-            if not part.is_plain():
-                return "a network has hooks, is quantized, or is traced"
-            survivors = part.survivors()
-        else:
-            for layer in part.layers:
-                if layer.own_pattern is not None or layer.quantizer is not None:
-                    return "a layer is quantized"
-                if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-                    return "a layer has hooks"
-                if "forward" in layer.__dict__:
-                    return "a layer has a method of its own"
-            survivors = part.present_survivors()
+        if not self.part.is_plain():
+            return "a network has hooks or a method of its own, or is quantized"
+        survivors = self.part.survivors()
         if survivors is None or survivors.weights[0].dtype != th.float32:
             return "the kernels cannot read a network's parameters (float32 on the CPU, in memory of their own)"
         self.survivors = survivors
@@ -111,7 +93,6 @@ class Trained:
 
     def __init__(self, optimizer: SurvivorAdam, parts: Sequence[Part]) -> None:
         self.optimizer, self.parts = optimizer, list(parts)
-        optimizer.own_roots = True
         #: Survivors, and identities of the optimizer's parameters, that were found to agree.
         self._known: tuple[list[Any], list[int]] = ([], [])
 
@@ -135,15 +116,6 @@ class Trained:
             self._known = survivors, identities
         return None
 
-    def step(self, deltas: Sequence[Any]) -> None:
-        """
-        Replace the gradients and step.
-
-        :param deltas: The kernels' deltas of each part.
-        """
-        self.backward(deltas)
-        self.optimizer.step()
-
     def backward(self, deltas: Sequence[Any]) -> None:
         """
         Replace the gradients.
@@ -153,6 +125,14 @@ class Trained:
         self.optimizer.zero_grad()
         for part, of_part in zip(self.parts, deltas, strict=True):
             part.waits_for(of_part)
+
+    def step(self) -> None:
+        """Let the optimizer step. Its roots need not be torch's to the last bit, as everything else here."""
+        self.optimizer.own_roots = True
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.own_roots = False
 
 
 @contextmanager

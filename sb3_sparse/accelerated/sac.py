@@ -105,9 +105,9 @@ class SACStep(ActorCriticStep):
             )
         self.note("critic_loss", loss)
         self.train_critic.backward(deltas)
-        self.train_critic.optimizer.step()
+        self.train_critic.step()
         self.note("actor_loss", self._actor_loss(drawn, noise, coefficient, n_threads))
-        self.train_actor.optimizer.step()
+        self.train_actor.step()
         # Where it is not at every step, stock train() runs
         self.average(self.targets, self.critics, model.tau)
         return True
@@ -137,7 +137,7 @@ class SACStep(ActorCriticStep):
 
     def _actor_loss(self, drawn: Any, noise: th.Tensor, coefficient: float, n_threads: int) -> float:
         """The actor's loss; its gradients are left behind."""
-        if all(map(self.is_ready, self.critics)):
+        if all(map(self.is_ready, (self.body, self.of_heads, *self.critics))):
             with reading([self.body, self.of_heads, *self.critics]) as clean:
                 if clean:
                     networks = [part.network for part in self.critics]

@@ -140,6 +140,7 @@ class Step(ABC):
         self.model.logger.record("train/n_updates", self.model._n_updates, exclude="tensorboard")
         for name, values in self.values.items():
             if values:
+                # As stock's np.mean, which takes longer over one value than to record it
                 self.model.logger.record(name, np.mean(values) if len(values) > 1 else np.float64(values[0]))
 
     # --- A step ---
@@ -166,16 +167,7 @@ class Step(ABC):
 
     def wants_dense_gradients(self) -> bool:
         """Whether an updater needs a stock step now and then: no reason to say anything."""
-        return any(part.wants_dense_gradients() for one in self.trained for part in one.parts)
-
-    def draw(self, batch_size: int) -> bool:
-        """
-        Draw a batch.
-
-        :param batch_size: Number of samples.
-        :return: Whether the kernels can take it.
-        """
-        return self.sampler.draw(batch_size)
+        return any(part.part.wants_dense_gradients() for one in self.trained for part in one.parts)
 
     def is_ready(self, part: Part) -> bool:
         """

@@ -60,19 +60,18 @@ class TD3Step(ActorCriticStep):
             )
         self.note("critic_loss", loss)
         self.train_critic.backward(deltas)
-        self.train_critic.optimizer.step()
+        self.train_critic.step()
         if model._n_updates % model.policy_delay == 0:
             self.note("actor_loss", self._actor_loss(n_threads))
-            self.train_actor.optimizer.step()
+            self.train_actor.step()
             self.average(self.targets, self.critics, model.tau)
             self.average([self.act_target], [self.act], model.tau)
         return True
 
     def _actor_loss(self, n_threads: int) -> float:
         """The actor's loss; its gradients are left behind."""
-        # The critics' step may have brought other masks
         judge = self.critics[0]
-        if self.is_ready(judge):
+        if self.is_ready(self.act) and self.is_ready(judge):
             with reading([self.act, judge]) as clean:
                 if clean:
                     loss, (acted, judged) = native.module.td3_actor(

@@ -50,14 +50,33 @@ class SeparateLayers:
 
     def __init__(self, layers: list[SparseLayer]) -> None:
         self.layers = layers
+        self._kinds = [type(layer) for layer in layers]
         self._survivors: Survivors | None = None
 
-    def present_survivors(self) -> Survivors | None:
+    def survivors(self) -> Survivors | None:
         """The survivors of the present masks and memory, None where the kernels cannot read it."""
         if self._survivors is None or not self._survivors.fits():
             readable = can_read(self.layers, self.layers[0].weight.dtype)
             self._survivors = Survivors(self.layers, [0] * len(self.layers)) if readable else None
         return self._survivors
+
+    #: No pass makes them, so whoever asks does.
+    present_survivors = survivors
+
+    def wants_dense_gradients(self) -> bool:
+        """As of :class:`~sb3_sparse.engine.sequence.SparseSequential`."""
+        return any(layer.wants_dense_gradient for layer in self.layers)
+
+    def is_plain(self) -> bool:
+        """As of :class:`~sb3_sparse.engine.sequence.SparseSequential`."""
+        for layer, kind in zip(self.layers, self._kinds, strict=True):
+            if type(layer) is not kind or "forward" in layer.__dict__:
+                return False
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+                return False
+            if layer.own_pattern is not None or layer.quantizer is not None:
+                return False
+        return True
 
     def forget_gradients(self) -> None:
         """Clear the gradients of all parameters."""

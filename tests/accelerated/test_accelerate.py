@@ -21,7 +21,7 @@ from torch import nn
 import sb3_sparse
 from sb3_sparse import DynamicNStepReplayBuffer, GradualPruning, MaskRefresh, QuantizationAware, RigL, accelerate
 from sb3_sparse.engine import native
-from tests.accelerated.twins import assert_alike, copy_state, make_twins, step_both
+from tests.accelerated.twins import ROUNDING, assert_alike, close, copy_state, make_twins, step_both
 from tests.helpers import RandomEnv, make_model
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="needs the compiled kernels")
@@ -68,7 +68,8 @@ CASES: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "dynamic n steps": ([TD3, SAC], dict(replay_buffer_class=DynamicNStepReplayBuffer, replay_buffer_kwargs=dict(n_steps=3))),
     "memory": ([TD3], dict(replay_buffer_kwargs=dict(handle_timeout_termination=False), optimize_memory_usage=True)),
     "small clip": ([DQN], dict(max_grad_norm=1e-3)),
-    "weight decay": ([], {}),
+    "weight decay": ([TD3, SAC, DQN], dict(policy_kwargs=dict(optimizer_kwargs=dict(weight_decay=1e-2)))),
+    "other betas": ([TD3, SAC], dict(policy_kwargs=dict(optimizer_kwargs=dict(betas=(0.4, 0.9), eps=1e-3)))),
     "double observations": ([TD3, SAC], {}),
 }
 
@@ -119,7 +120,7 @@ def test_gradients_are_stocks():
         for name, gradient in mine.items():
             assert (gradient is None) == (others[name] is None), name
             if gradient is not None:
-                assert th.allclose(gradient, others[name], rtol=1e-4, atol=1e-6), name
+                assert close(gradient, others[name], ROUNDING, 0.1 if gradient.numel() == 1 else 1e-7), name
 
 
 def test_writes_leave_the_versions_that_stocks_leave():
@@ -262,8 +263,6 @@ def test_whatever_is_unknown_is_stocks(what):
         for seed in range(3):
             step_both(stock, twin, seed)
     said = [str(one.message) for one in caught if "accelerate" in str(one.message)]
-    if what == "layer":
-        return  # torch's own refusal comes first or the whole is stock's; both were compared
     assert len(said) == len(set(said)) >= 1
     assert twin.train.why_stock is not None
 

@@ -30,23 +30,14 @@ inline Vec<T> broadcast(T value) {
 
 // --- Activations ---
 
-inline Vec<float> tanh_vector(Vec<float> x) {
-    // Cephes' tanhf: a polynomial near zero, 1 - 2 / (exp(2|x|) + 1) elsewhere; within a few units in the last place
+inline Vec<float> exp_vector(Vec<float> x) {
+    // Cephes' expf, 2^n * exp(rest), for arguments whose result is a normal number
     typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
     const Vec<float> zero{};
-    const Vec<float> size = x < zero ? -x : x;
-    const Vec<float> square = x * x;
-    Vec<float> near = square * -5.70498872745e-3f + 2.06390887954e-2f;
-    near = near * square - 5.37397155531e-2f;
-    near = near * square + 1.33314422036e-1f;
-    near = near * square - 3.33332819422e-1f;
-    near = near * square * x + x;
-    // exp(2 size) = 2^n * exp(rest). Beyond 9.01 tanh is 1 in single precision
-    Vec<float> twice = size > 9.5f ? zero + 19.0f : size * 2.0f;
-    const Vec<float> shifted = twice * 1.44269504088896341f + 0.5f;
+    const Vec<float> shifted = x * 1.44269504088896341f + (x < zero ? zero - 0.5f : zero + 0.5f);
     const Int n = __builtin_convertvector(shifted, Int);
     const Vec<float> whole = __builtin_convertvector(n, Vec<float>);
-    Vec<float> rest = twice - whole * 0.693359375f;
+    Vec<float> rest = x - whole * 0.693359375f;
     rest = rest - whole * -2.12194440e-4f;
     Vec<float> power = rest * 1.9875691500e-4f + 1.3981999507e-3f;
     power = power * rest + 8.3334519073e-3f;
@@ -55,7 +46,21 @@ inline Vec<float> tanh_vector(Vec<float> x) {
     power = power * rest + 5.0000001201e-1f;
     power = power * rest * rest + rest + 1.0f;
     const Int exponent = (n + 127) << 23;
-    power = power * (Vec<float>)exponent;  // the bits, not the value
+    return power * (Vec<float>)exponent;
+}
+
+inline Vec<float> tanh_vector(Vec<float> x) {
+    // Cephes' tanhf: a polynomial near zero, 1 - 2 / (exp(2|x|) + 1) elsewhere; within a few units in the last place
+    const Vec<float> zero{};
+    const Vec<float> size = x < zero ? -x : x;
+    const Vec<float> square = x * x;
+    Vec<float> near = square * -5.70498872745e-3f + 2.06390887954e-2f;
+    near = near * square - 5.37397155531e-2f;
+    near = near * square + 1.33314422036e-1f;
+    near = near * square - 3.33332819422e-1f;
+    near = near * square * x + x;
+    // Beyond 9.01 tanh is 1 in single precision
+    const Vec<float> power = exp_vector(size > 9.5f ? zero + 19.0f : size * 2.0f);
     Vec<float> far = 1.0f - 2.0f / (power + 1.0f);
     far = x < zero ? -far : far;
     const Vec<float> result = size < 0.625f ? near : far;
@@ -345,25 +350,6 @@ void weight_gradient(const Rows& rows, const Panels& panels, size_t x_stride, si
 
 // --- Squashed Gaussian ---
 
-inline Vec<float> exp_vector(Vec<float> x) {
-    // Cephes' expf for arguments whose result is a normal number
-    typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
-    const Vec<float> zero{};
-    const Vec<float> shifted = x * 1.44269504088896341f + (x < zero ? zero - 0.5f : zero + 0.5f);
-    const Int n = __builtin_convertvector(shifted, Int);
-    const Vec<float> whole = __builtin_convertvector(n, Vec<float>);
-    Vec<float> rest = x - whole * 0.693359375f;
-    rest = rest - whole * -2.12194440e-4f;
-    Vec<float> power = rest * 1.9875691500e-4f + 1.3981999507e-3f;
-    power = power * rest + 8.3334519073e-3f;
-    power = power * rest + 4.1665795894e-2f;
-    power = power * rest + 1.6666665459e-1f;
-    power = power * rest + 5.0000001201e-1f;
-    power = power * rest * rest + rest + 1.0f;
-    const Int exponent = (n + 127) << 23;
-    return power * (Vec<float>)exponent;
-}
-
 inline Vec<float> log_vector(Vec<float> x) {
     // Cephes' logf for positive normal numbers
     typedef int32_t Int __attribute__((vector_size(VECTOR_BYTES)));
@@ -553,7 +539,7 @@ void adam(size_t n, const AdamStep& step, const T* __restrict grad, T* __restric
     const T one_minus_beta2 = T(step.one_minus_beta2), minus_step_size = T(step.minus_step_size), epsilon = T(step.epsilon);
     const T correction = T(1) / T(step.bias_correction2_sqrt);
     for (size_t i = 0; i < n; ++i) {
-        const T g = grad[i] + weight_decay * values[i];
+        const T g = step.weight_decay != 0 ? grad[i] + weight_decay * values[i] : grad[i];
         const T m = mean[i] + weight * (g - mean[i]), s = square[i] * beta2 + one_minus_beta2 * g * g;
         mean[i] = m, square[i] = s;
         values[i] += minus_step_size * m / (root(s) * correction + epsilon);
@@ -573,8 +559,11 @@ void add(size_t n, double tau, const T* __restrict online, T* __restrict target)
 }
 
 template <class T>
-constexpr Kernels<T> table{KERNEL_NAME, Vector<T>::lanes, &forward<T>, &backward<T>, &derivative<T>, &weight_gradient<T>,
-                           &pack<T>,    &unpack<T>,       &finite<T>,  &squash<T>, &squash_gradient<T>, &peak<T>,    &adam_moments<T>, &adam_values<T>, &adam<T>, &scale<T>,    &add<T>};
+constexpr Kernels<T> table{
+    KERNEL_NAME,        Vector<T>::lanes,    &forward<T>, &backward<T>,     &derivative<T>,  &weight_gradient<T>,
+    &pack<T>,           &unpack<T>,          &finite<T>,  &squash<T>,       &squash_gradient<T>, &peak<T>,
+    &adam_moments<T>,   &adam_values<T>,     &adam<T>,    &scale<T>,        &add<T>,
+};
 
 }  // namespace
 

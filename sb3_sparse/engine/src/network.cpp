@@ -227,8 +227,7 @@ bool run_forward(const std::shared_ptr<Network<T>>& network, Matrix<const T> x, 
     const Layout<T> layout(k, n_samples);
     const auto& layers = network->layers();
     const int n_inputs = layers[0].n_inputs;
-    int widest = 0;
-    for (const Layer<T>& layer : layers) widest = std::max(widest, layer.n_outputs);
+    const int most = widest(*network);
     if (tape != nullptr) {
         tape->network = network, tape->kernels = &k, tape->n_samples = n_samples, tape->panels = layout.panels;
         tape->own_input = store<T>().take(layout.size(n_inputs));
@@ -241,14 +240,14 @@ bool run_forward(const std::shared_ptr<Network<T>>& network, Matrix<const T> x, 
         const size_t width = size_t(n_vectors) * layout.lanes;
         // Without a tape two panels are enough: one to read and one to write, in turns
         const Loan<T> packed = tape != nullptr ? Loan<T>() : Loan<T>(layout.stride(n_inputs));
-        const Loan<T> scratch = tape != nullptr ? Loan<T>() : Loan<T>(2 * layout.stride(widest));
+        const Loan<T> scratch = tape != nullptr ? Loan<T>() : Loan<T>(2 * layout.stride(most));
         T* input = tape != nullptr ? tape->own_input.data() + panel * layout.stride(n_inputs) : packed.data();
         const Matrix<const T> source = rows_from(x, ptrdiff_t(panel) * layout.full_width);
         k.pack(source.data, source.row_stride, source.column_stride, samples, n_inputs, n_vectors, input);
         if (!k.finite(n_inputs * width, input)) finite = false;
         const T* from = forward_panel(k, *network, n_vectors, input, [&](size_t l) {
             return tape != nullptr ? tape->outputs[l].data() + panel * layout.stride(layers[l].n_outputs)
-                                   : scratch.data() + l % 2 * layout.stride(widest);
+                                   : scratch.data() + l % 2 * layout.stride(most);
         });
         const Matrix<T> target = rows_from(y, ptrdiff_t(panel) * layout.full_width);
         k.unpack(from, samples, layers.back().n_outputs, n_vectors, target.data, target.row_stride, target.column_stride, false);

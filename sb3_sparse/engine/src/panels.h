@@ -94,17 +94,30 @@ Matrix<T> rows_from(const Matrix<T>& matrix, ptrdiff_t row) {
     return {matrix.data + row * matrix.row_stride, matrix.row_stride, matrix.column_stride};
 }
 
+// Room for any layer's outputs
+template <class T>
+int widest(const Network<T>& network) {
+    int width = 0;
+    for (const Layer<T>& layer : network.layers()) width = std::max(width, layer.n_outputs);
+    return width;
+}
+
 // --- One panel through a network ---
+
+template <class T>
+void forward_layer(const Kernels<T>& k, const Network<T>& network, size_t l, int n_vectors, const T* input, T* to) {
+    const Layer<T>& layer = network.layers()[l];
+    const T* values = network.values.data();
+    k.forward(layer.forward.rows(), values + layer.values, layer.has_bias ? values + layer.bias : nullptr, layer.activation, n_vectors, input,
+              to);
+}
 
 // at(l) says where the output of layer l goes. Returns the last one.
 template <class T, class At>
 const T* forward_panel(const Kernels<T>& k, const Network<T>& network, int n_vectors, const T* input, const At& at) {
-    const T* values = network.values.data();
     for (size_t l = 0; l < network.layers().size(); ++l) {
-        const Layer<T>& layer = network.layers()[l];
         T* to = at(l);
-        k.forward(layer.forward.rows(), values + layer.values, layer.has_bias ? values + layer.bias : nullptr, layer.activation, n_vectors,
-                  input, to);
+        forward_layer(k, network, l, n_vectors, input, to);
         input = to;
     }
     return input;

@@ -88,13 +88,6 @@ bool Batch<T>::put_rewards(const float* reward, const float* done, const float* 
 namespace {
 
 template <class T>
-int widest(const Network<T>& network) {
-    int width = 0;
-    for (const Layer<T>& layer : network.layers()) width = std::max(width, layer.n_outputs);
-    return width;
-}
-
-template <class T>
 void require(const Network<T>& network, int n_inputs, int n_outputs) {
     if (network.layers().front().n_inputs != n_inputs || (n_outputs > 0 && network.layers().back().n_outputs != n_outputs))
         throw std::invalid_argument("a network does not fit the batch");
@@ -286,14 +279,6 @@ void require_heads(const Batch<T>& batch, const Network<T>& body, const Network<
             throw std::invalid_argument("a head does not fit the network before it");
 }
 
-template <class T>
-void run_head(const Part<T>& part, const Network<T>& heads, size_t l, const T* latent, T* to) {
-    const Layer<T>& layer = heads.layers()[l];
-    const T* values = heads.values.data();
-    part.batch.kernels.forward(layer.forward.rows(), values + layer.values, layer.has_bias ? values + layer.bias : nullptr, kIdentity,
-                               part.n_vectors, latent, to);
-}
-
 // Actions of all dimensions; log_prob is added to
 template <class T>
 void squash_all(const Part<T>& part, const T* mean, const T* log_std, const T* noise, T* actions, T* log_prob) {
@@ -323,7 +308,7 @@ std::pair<double, std::shared_ptr<Drawn<T>>> sac_draw(const std::shared_ptr<Batc
         std::memcpy(input, batch->panel(batch->stored, panel), batch->n_observations * part.width * sizeof(T));
         part.pack(noise, batch->n_actions, of_panel);
         const T* latent = part.run(*drawn->body, input);
-        for (size_t l = 0; l < 2; ++l) run_head(part, *heads, l, latent, part.output(*drawn->heads, l));
+        for (size_t l = 0; l < 2; ++l) forward_layer(batch->kernels, *heads, l, part.n_vectors, latent, part.output(*drawn->heads, l));
         T* log_prob = part.of(drawn->log_prob, 1);
         std::fill(log_prob, log_prob + part.width, T(0));
         squash_all(part, part.output(*drawn->heads, 0), part.output(*drawn->heads, 1), of_panel,
@@ -347,8 +332,8 @@ std::pair<double, Found<T>> sac_critics(const std::shared_ptr<Batch<T>>& batch, 
         T *drawn = room.data(), *mean = drawn + n_actions * part.width, *log_std = mean + n_actions * part.width;
         part.pack(noise, n_actions, drawn);
         const T* latent = part.run(*body, next, log_std + n_actions * part.width, most);
-        run_head(part, *heads, 0, latent, mean);
-        run_head(part, *heads, 1, latent, log_std);
+        forward_layer(part.batch.kernels, *heads, 0, part.n_vectors, latent, mean);
+        forward_layer(part.batch.kernels, *heads, 1, part.n_vectors, latent, log_std);
         squash_all(part, mean, log_std, drawn, next + batch->n_observations * part.width, bonus);
         for (size_t i = 0; i < part.width; ++i) bonus[i] *= coefficient;
     });
