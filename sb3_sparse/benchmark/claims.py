@@ -41,8 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             return random_return(cell.algo, cell.env, cell.section, seeds, Path(folder))
 
-    if not Path(arguments.runs).is_dir():
-        raise FileNotFoundError(f"`--runs`: there is no folder {arguments.runs}")
     claims, public = tables.read_claims(arguments.claims)
     rows = tables.rows_of_grids(arguments.grids, arguments.runs, floor)
     judged, beside = tables.claims_table(claims, rows), tables.public_table(public, rows)

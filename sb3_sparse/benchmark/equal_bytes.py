@@ -9,13 +9,13 @@ the standard deviation. Published ones are bytes of weights alone, at other budg
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sb3_sparse.benchmark.csv_files import read_rows
 from sb3_sparse.runs.figures import COLORS, MARKERS, logarithmic_axis, plain_axes
 from sb3_sparse.runs.statistics import ratio_interval
 from sb3_sparse.runs.tables import interval, seeds, to_csv
@@ -25,7 +25,6 @@ from sb3_sparse.utils.figures import write_figure
 from sb3_sparse.utils.files import make_folder, write_text
 from sb3_sparse.utils.markdown import markdown
 
-_PUBLISHED = ("environment", "bytes", "ratio", "what", "budget", "source")
 #: Sparsities up to this are of networks that nobody pruned.
 _DENSE = 1e-6
 
@@ -36,7 +35,7 @@ class Published:
     A point that others measured.
 
     :param environment: Id of the environment.
-    :param n_bytes: Bytes of the weights.
+    :param bytes: Of the weights.
     :param ratio: Return as a fraction of their full agent's.
     :param what: Which agent.
     :param budget: Steps and seeds.
@@ -44,7 +43,7 @@ class Published:
     """
 
     environment: str
-    n_bytes: float
+    bytes: float
     ratio: float
     what: str
     budget: str
@@ -55,29 +54,18 @@ def read_published(file: str | Path) -> list[Published]:
     """
     Read points that others measured.
 
-    :param file: CSV file with the columns of :class:`Published`; the second is called ``bytes``.
+    :param file: CSV file with the columns of :class:`Published`.
     :return: The points.
     :raises FileNotFoundError: If there is no such file.
     :raises ValueError: For other columns, or values that are no positive numbers.
     """
-    file = Path(file)
-    if not file.is_file():
+    if not Path(file).is_file():
         raise FileNotFoundError(f"`--published`: there is no file {file}")
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != _PUBLISHED:
-            raise ValueError(f"`--published`: {file} must have the columns {', '.join(_PUBLISHED)}, got {reader.fieldnames}")
-        found = []
-        for row in reader:
-            try:
-                numbers = (float(row["bytes"]), float(row["ratio"]))
-                point = Published(row["environment"], *numbers, row["what"], row["budget"], row["source"])
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"`--published`: {file}, line {reader.line_num}: {error}") from error
-            if not (point.n_bytes > 0 and math.isfinite(point.n_bytes) and math.isfinite(point.ratio)):
-                raise ValueError(f"`--published`: {file}, line {reader.line_num}: bytes and ratio must be numbers, got {row}")
-            found.append(point)
-    return found
+    rows = read_rows(file, Published, "published points")
+    for where, point in rows:
+        if not (0 < point.bytes < math.inf and math.isfinite(point.ratio)):
+            raise ValueError(f"{where}: bytes and ratio must be numbers, bytes above 0, got {point.bytes} and {point.ratio}")
+    return [point for _, point in rows]
 
 
 def points_of(rows: Mapping[tuple[str, str, str], Row], reference: str) -> list[dict[str, Any]]:
@@ -87,7 +75,7 @@ def points_of(rows: Mapping[tuple[str, str, str], Row], reference: str) -> list[
     :param rows: What :func:`sb3_sparse.sweeps.claims.rows_of_grids` gave.
     :param reference: Label of the full agent.
     :return: A row for each trained agent, the full one included, by bytes: ``ratio`` is its return by the full agent's, paired
-        by seed, with Fieller's limits; NaN without the full agent.
+        by seed, with Fieller's limits, a training that diverged counting as 0; NaN without the full agent.
     :raises ValueError: If the grids have no such agent.
     """
     if not any(label == reference for _, _, label in rows):
@@ -97,10 +85,10 @@ def points_of(rows: Mapping[tuple[str, str, str], Row], reference: str) -> list[
         if not row.complete:
             continue
         full = rows.get((algorithm, environment, reference))
-        common = sorted(row.complete.keys() & full.complete.keys()) if full is not None else []
+        common = sorted(row.returns.keys() & full.returns.keys()) if full is not None else []
         ratio = low = high = math.nan
         if full is not None and common:
-            mine, theirs = ([one.complete[seed].mean for seed in common] for one in (row, full))
+            mine, theirs = ([one.returns[seed] for seed in common] for one in (row, full))
             ratio, low, high = ratio_interval(mine, theirs, floor=0.0, paired=True)
         found.append(
             {
@@ -146,7 +134,7 @@ def points_markdown(points: Sequence[Mapping[str, Any]], published: Sequence[Pub
         [
             one.environment,
             f"{one.what} ({one.source})",
-            f"{one.n_bytes:,.0f}, weights alone",
+            f"{one.bytes:,.0f}, weights alone",
             "-",
             f"{100 * one.ratio:.0f} %",
             "-",
@@ -187,7 +175,7 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Pu
     for source in dict.fromkeys(one.source for one in published):
         mine_too = [one for one in published if one.source == source]
         axes.scatter(
-            [one.n_bytes for one in mine_too],
+            [one.bytes for one in mine_too],
             [one.ratio for one in mine_too],
             label=f"{source}: weights alone, {mine_too[0].budget}",
             facecolors="none",
@@ -196,7 +184,7 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Pu
             s=40,
         )
         for one in mine_too:
-            axes.annotate(one.what, (one.n_bytes, one.ratio), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(one.what, (one.bytes, one.ratio), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.axhline(1.0, color="#999999", linewidth=0.8, zorder=0)
     axes.set_xlabel("bytes")
     axes.set_ylabel("return / full agent's")
@@ -248,8 +236,6 @@ def run(arguments: argparse.Namespace) -> None:
     :param arguments: Parsed arguments.
     :raises ValueError: For grids or points that will not do, and if nothing has been trained.
     """
-    if not Path(arguments.runs).is_dir():
-        raise FileNotFoundError(f"`--runs`: there is no folder {arguments.runs}")
     published = read_published(arguments.published) if arguments.published else []
     rows = rows_of_grids(arguments.grids, arguments.runs, lambda cell: 0.0)
     points = points_of(rows, arguments.reference)

@@ -9,33 +9,34 @@ CSV file are not trained again; one that is interrupted begins again. Nothing el
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 
 from sb3_sparse.benchmark.arguments import continuous_env, positive, seed_number
+from sb3_sparse.benchmark.csv_files import read_rows, write_rows
 from sb3_sparse.benchmark.models import ALGORITHMS
 from sb3_sparse.benchmark.sbx import require_sbx, sbx_class
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
 from sb3_sparse.engine.native import processor
-from sb3_sparse.runs.figures import plain_axes, style
+from sb3_sparse.runs.figures import panels, plain_axes, style
 from sb3_sparse.runs.playing import play
 from sb3_sparse.runs.spec import EPISODE_SEED
 from sb3_sparse.utils.commit import source_commit
 from sb3_sparse.utils.figures import write_figure
-from sb3_sparse.utils.files import replacing
+from sb3_sparse.utils.files import require_writable
 from sb3_sparse.utils.markdown import markdown
 
 DENSE, SBX, SPARSE = KINDS = ("dense", "sbx", "sparse")
@@ -129,10 +130,6 @@ class Point:
         return self.algorithm, self.environment, self.agent, self.updater, self.seed, self.budget, self.episodes
 
 
-_TYPES = get_type_hints(Point)
-_COLUMNS = tuple(column.name for column in fields(Point))
-
-
 def read_points(file: str | Path) -> list[Point]:
     """
     Read a file of evaluations.
@@ -142,24 +139,7 @@ def read_points(file: str | Path) -> list[Point]:
     :raises FileNotFoundError: If there is no such file.
     :raises ValueError: For other columns, or values that cannot be read.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
-    with file.open(newline="") as stream:
-        reader = csv.DictReader(stream)
-        if tuple(reader.fieldnames or ()) != _COLUMNS:
-            raise ValueError(f"{file} must have the columns {', '.join(_COLUMNS)}, got {reader.fieldnames}")
-        try:
-            return [Point(**{name: _TYPES[name](row[name]) for name in _COLUMNS}) for row in reader]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}, line {reader.line_num}: {error}") from error
-
-
-def _write(file: Path, points: Sequence[Point]) -> None:
-    with replacing(file) as partial, partial.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, _COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(point) for point in points)
+    return [point for _, point in read_rows(file, Point, "evaluations")]
 
 
 class Stopwatch(BaseCallback):
@@ -170,7 +150,7 @@ class Stopwatch(BaseCallback):
     :param evaluate: Evaluates a model.
     """
 
-    def __init__(self, marks: Sequence[float], evaluate: Any) -> None:
+    def __init__(self, marks: Sequence[float], evaluate: Callable[[BaseAlgorithm], float]) -> None:
         super().__init__()
         self.marks, self.evaluate = list(marks), evaluate
         #: Seconds, steps and mean return of each evaluation.
@@ -275,15 +255,13 @@ def draw(points: Sequence[Point], output: str | Path) -> list[Path]:
     :param output: Name of the figure; ``.png`` and ``.svg`` are appended.
     :return: Both files.
     """
-    panels: dict[tuple[str, str], list[Point]] = {}
+    tasks: dict[tuple[str, str], list[Point]] = {}
     for point in points:
-        panels.setdefault((point.algorithm, point.environment), []).append(point)
+        tasks.setdefault((point.algorithm, point.environment), []).append(point)
     names = list(dict.fromkeys(point.agent for point in points))
-    columns = min(len(panels), 2)
 
     def fill(figure: Any) -> None:
-        grid = list(figure.subplots(math.ceil(len(panels) / columns), columns, squeeze=False).flat)
-        for axes, ((algo, env), mine) in zip(grid, panels.items(), strict=False):
+        for axes, ((algo, env), mine) in zip(panels(figure, len(tasks)), tasks.items(), strict=True):
             for name in dict.fromkeys(point.agent for point in mine):
                 curves: dict[tuple[Any, ...], list[Point]] = {}
                 for point in mine:
@@ -311,10 +289,8 @@ def draw(points: Sequence[Point], output: str | Path) -> list[Path]:
             axes.set_ylabel("return")
             axes.set_title(f"{algo.upper()}, {env}, {len({point.seed for point in mine})} seeds", fontsize=9)
             plain_axes(axes)
-        for axes in grid[len(panels) :]:
-            axes.remove()
 
-    return write_figure(output, (4.9 * columns, 3.6 * math.ceil(len(panels) / columns) + 0.4), fill)
+    return write_figure(output, (4.9 * min(len(tasks), 2), 3.6 * math.ceil(len(tasks) / 2) + 0.4), fill)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -352,10 +328,9 @@ def run(arguments: argparse.Namespace) -> None:
     :raises ImportError: Without SBX, if it is among the agents.
     """
     file = Path(arguments.output)
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"`--output` {file}: there is no folder {file.parent}")
     points = read_points(file) if file.exists() else []
     if not arguments.only_draw:
+        require_writable("--output", file)
         if any(one.kind == SBX for one in arguments.agents):
             require_sbx([1])
         th.set_num_threads(1)
@@ -373,7 +348,7 @@ def run(arguments: argparse.Namespace) -> None:
                         found = train(algo, env, one, arguments.updater, seed, marks, arguments.episodes)
                         about = (arguments.episodes, source_commit() or "", processor())
                         points += [Point(*common, round(seconds, 3), steps, value, *about) for seconds, steps, value in found]
-                        _write(file, points)
+                        write_rows(file, Point, points)
     if not points:
         raise ValueError(f"`--only-draw`: {file} has nothing yet")
     print(seconds_table(points))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
-from sb3_sparse.utils.files import replacing
+from sb3_sparse.benchmark.csv_files import read_rows, write_rows
 
 DENSE, PRUNED, QUANTIZED, PRUNED_AND_QUANTIZED = VARIANTS = ("dense", "pruned", "quantized", "pruned + quantized")
 
@@ -69,10 +67,6 @@ class Result:
         return self.dense_bytes / self.packed_bytes
 
 
-_TYPES = get_type_hints(Result)
-COLUMNS = tuple(column.name for column in fields(Result))
-
-
 def read_results(file: str | Path) -> list[Result]:
     """
     Read a file of results.
@@ -83,29 +77,8 @@ def read_results(file: str | Path) -> list[Result]:
     :raises ValueError: For other columns, values that cannot be read, unknown variants, or two rows of one agent; the message
         names the file and the line.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file {file}")
     results: dict[tuple[Any, ...], Result] = {}
-    try:
-        with file.open(newline="") as stream:
-            text = stream.read()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file: give a CSV file of compression results") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    if tuple(reader.fieldnames or ()) != COLUMNS:
-        raise ValueError(
-            f"{file} has the columns {', '.join(reader.fieldnames or ['(none)'])}; a file of compression results has "
-            f"{', '.join(COLUMNS)}"
-        )
-    for row in reader:
-        where = f"{file}, line {reader.line_num}"
-        if None in row:
-            raise ValueError(f"{where}: it has {len(row[None])} values too many")
-        try:
-            result = Result(**{name: _TYPES[name](row[name]) for name in COLUMNS})
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from error
+    for where, result in read_rows(file, Result, "compression results"):
         if result.variant not in VARIANTS:
             raise ValueError(f"{where}: `variant` must be one of {', '.join(VARIANTS)}, got {result.variant!r}")
         if not 0 <= result.sparsity < 1:
@@ -128,10 +101,7 @@ def add_results(file: str | Path, new: Iterable[Result]) -> None:
     results = {result.key: result for result in (read_results(file) if file.exists() else [])}
     for result in new:
         results.setdefault(result.key, result)
-    with replacing(file) as partial, partial.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(result) for result in results.values())
+    write_rows(file, Result, results.values())
 
 
 def experiments(results: Sequence[Result]) -> dict[Experiment, list[Result]]:

@@ -18,9 +18,6 @@ class Accelerate(BaseCallback):
     :raises TypeError: On training start, for a model that :func:`~sb3_sparse.accelerated.accelerate` refuses.
     """
 
-    def __init__(self, verbose: int = 0) -> None:
-        super().__init__(verbose)
-
     def _init_callback(self) -> None:
         if native.available():
             accelerate(self.model)

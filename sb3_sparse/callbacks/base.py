@@ -205,6 +205,16 @@ class TopologyCallback(TrainingCallback[TopologyEvent]):
             for network in self._updated:
                 self._prepare(network)
 
+    # --- Random numbers ---
+
+    def _random(self, layer: SparseLayer) -> th.Tensor:
+        """Uniform numbers in [0, 1), one for every position of a layer."""
+        return th.rand(layer.weight.shape, generator=self.sparsifier.next_generator()).to(layer.weight.device)
+
+    def _initial_weight(self, layer: SparseLayer) -> th.Tensor:
+        """Weights as torch's default initialisation of a layer draws them, uniform in +-1 / sqrt(fan_in)."""
+        return (self._random(layer).to(layer.weight.dtype) * 2 - 1) * layer.weight[0].numel() ** -0.5
+
     # --- Acting, as the sparsifier's updater ---
 
     def wants_dense_gradient(self, network: str, step: int) -> bool:

@@ -127,8 +127,7 @@ class MaskRefresh(TopologyCallback):
         initial = self.sparsifier.pruned_values.get(name)
         if initial is None:
             # Trained without a shadow so far: pruned weights start where torch would have initialised them
-            uniform = th.rand(layer.weight.shape, generator=self.sparsifier.next_generator()).to(layer.weight)
-            initial = (uniform * 2 - 1) * layer.weight[0].numel() ** -0.5
+            initial = self._initial_weight(layer)
         return th.where(layer.weight_mask, layer.weight.detach(), initial)
 
     @staticmethod

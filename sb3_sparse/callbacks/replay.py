@@ -26,8 +26,12 @@ ENTROPIES = ("bootstrap", "every_step")
 RULES = ("code", "paper")
 
 
-class _ReplayCallback(TrainingCallback[EventT]):
-    """What both callbacks ask of a model."""
+class OffPolicyCallback(TrainingCallback[EventT]):
+    """
+    A callback for algorithms with a replay buffer.
+
+    :param verbose: 1 prints every event.
+    """
 
     @property
     def _algorithm(self) -> OffPolicyAlgorithm:
@@ -35,6 +39,10 @@ class _ReplayCallback(TrainingCallback[EventT]):
         if not isinstance(model, OffPolicyAlgorithm):
             raise ValueError(f"{type(self).__name__} needs an algorithm with a replay buffer; {type(model).__name__} has none")
         return model
+
+
+class _ReplayCallback(OffPolicyCallback[EventT]):
+    """What both callbacks here ask of a model."""
 
     @property
     def _buffer(self) -> DynamicNStepReplayBuffer:

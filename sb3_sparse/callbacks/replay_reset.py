@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from stable_baselines3.common.buffers import BaseBuffer
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_sparse.callbacks.clock import Clock
 from sb3_sparse.callbacks.events import ResetEvent
-from sb3_sparse.callbacks.training import TrainingCallback
+from sb3_sparse.callbacks.replay import OffPolicyCallback
 
 
-class ReplayReset(TrainingCallback[ResetEvent]):
+class ReplayReset(OffPolicyCallback[ResetEvent]):
     """
     Empty the replay buffer every so many steps, so that a network that was pruned learns from what it does itself and not from
     what a larger network did (PlaD; the interval is its "0.2M").
@@ -38,26 +36,20 @@ class ReplayReset(TrainingCallback[ResetEvent]):
         super().__init__(verbose)
         self.clock = Clock(every, unit="timesteps", start=start, stop=stop)
 
-    @property
-    def _buffer(self) -> BaseBuffer:
-        """The replay buffer, looked up each time: ``load_replay_buffer`` replaces it."""
-        model = self.model
-        if not isinstance(model, OffPolicyAlgorithm) or model.replay_buffer is None:
-            raise ValueError(f"ReplayReset needs an algorithm with a replay buffer; {type(model).__name__} has none")
+    def _on_training_start(self) -> None:
+        super()._on_training_start()
+        model = self._algorithm
         if isinstance(model.replay_buffer, HerReplayBuffer):
             raise ValueError(
                 "ReplayReset cannot empty a HerReplayBuffer: it keeps account of whole episodes, of which one is in progress"
             )
-        return model.replay_buffer
-
-    def _on_training_start(self) -> None:
-        super()._on_training_start()
-        assert self._buffer is not None
-        self.clock.set(self.model._total_timesteps, getattr(self.model, "learning_starts", 0))
+        self.clock.set(model._total_timesteps, model.learning_starts)
 
     def _on_step(self) -> bool:
         super()._on_step()
-        buffer, timestep = self._buffer, self.num_timesteps
+        # Looked up each time: `load_replay_buffer` replaces it
+        buffer, timestep = self._algorithm.replay_buffer, self.num_timesteps
+        assert buffer is not None
         if self.clock.is_due(timestep, 0, self.clock.ticks(timestep - buffer.n_envs)):
             n_dropped = buffer.size() * buffer.n_envs
             buffer.reset()

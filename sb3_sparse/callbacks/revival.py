@@ -155,14 +155,9 @@ class Revival(TopologyCallback):
         counts = revival_counts(n_revived, {name: mask.shape for name, mask in kept.items()}, free)
         masks, values = {}, {}
         for name, mask in kept.items():
-            pattern = sparsifier.plan[name].pattern
-            masks[name] = pattern.select(th.where(mask, th.inf, self._random(name)), (int(mask.sum()) + counts[name],))
+            layer, pattern = sparsifier.layers[name], sparsifier.plan[name].pattern
+            masks[name] = pattern.select(th.where(mask, th.inf, self._random(layer)), (int(mask.sum()) + counts[name],))
             if self.grown == "init":
-                bound = mask[0].numel() ** -0.5
-                values[name] = (self._random(name) * 2 - 1) * bound
+                values[name] = self._initial_weight(layer)
         sparsifier.set_masks(masks, values, replan=True)
         return self.reserve
-
-    def _random(self, name: str) -> th.Tensor:
-        weight = self.sparsifier.layers[name].weight
-        return th.rand(weight.shape, generator=self.sparsifier.next_generator()).to(weight.device)

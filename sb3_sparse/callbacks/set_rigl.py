@@ -11,6 +11,7 @@ from sb3_sparse.callbacks.base import TopologyCallback, TopologyState
 from sb3_sparse.callbacks.clock import Clock
 from sb3_sparse.masks.drop_and_grow import SIGN_SPLITS, regrow, survivors
 from sb3_sparse.masks.magnitude import largest_of_layer
+from sb3_sparse.masks.patterns import Block
 from sb3_sparse.masks.schedules import SCHEDULES
 from sb3_sparse.nn.layers import SparseLayer
 from sb3_sparse.nn.optimizer_state import can_fade, fade, moments_of
@@ -126,14 +127,11 @@ class SET(TopologyCallback):
         """The drop fraction in force at the present environment step."""
         return self.drop_fraction * SCHEDULES[self.drop_schedule](self.clock.progress(self.model.num_timesteps))
 
-    def _random(self, layer: SparseLayer) -> th.Tensor:
-        return th.rand(layer.weight.shape, generator=self.sparsifier.next_generator()).to(layer.weight.device)
-
     # --- Which networks, and when ---
 
     def _refusal(self, network: str) -> str | None:
-        patterns = {self.sparsifier.plan[name].pattern.spec for name in self._layers_of(network)}
-        if self.sign_split and any(spec.startswith("block") for spec in patterns):
+        patterns = [self.sparsifier.plan[name].pattern for name in self._layers_of(network)]
+        if self.sign_split and any(isinstance(pattern, Block) for pattern in patterns):
             return f"`sign_split`={self.sign_split!r} has no meaning for whole blocks"
         return super()._refusal(network) or self._refuse_optimizer(network)
 
@@ -200,8 +198,7 @@ class SET(TopologyCallback):
             else:
                 masks[name] = regrow(pattern, kept, layer.weight_mask, self.growth_scores(layer))
             if self.grown == "init":
-                bound = layer.weight[0].numel() ** -0.5
-                values[name] = (self._random(layer) * 2 - 1) * bound
+                values[name] = self._initial_weight(layer)
         if self.moments == "keep":
             self._remember_moments(network, masks)
         before = {name: self.sparsifier.layers[name].weight_mask.clone() for name in masks}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import io
-import re
-import sys
-from contextlib import redirect_stdout
+import importlib
+from contextlib import suppress
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from sb3_sparse.cli.checkpoints import add_checkpoint_arguments
+from sb3_sparse.cli.zoo import add_preset_arguments, parsing_with
 from sb3_sparse.tuning.merge import supported_algorithms
 from sb3_sparse.zoo.presets import presets_folder
 
@@ -37,35 +36,24 @@ def methods() -> list[str]:
     return sorted({file.parent.relative_to(folder).as_posix() for file in folder.rglob("*.yml")} - {"."})
 
 
-def _zoo_options(command: str) -> list[tuple[list[str], dict[str, Any]]]:
+def _zoo_actions(command: str) -> list[argparse.Action]:
     """
-    Options of rl-zoo3's script from its help, as ``add_argument`` takes them: its parser is local to a function.
+    Options of rl-zoo3's script, from the parser that it makes in a function.
 
     :return: Nothing where rl-zoo3 is not installed.
     """
-    own, text = sys.argv, io.StringIO()
-    try:
-        script = getattr(__import__(f"rl_zoo3.{command}", fromlist=[command]), command)
-        sys.argv = [f"sb3-sparse {command}", "-h"]
-        with redirect_stdout(text):
-            script()
-    except (ImportError, SystemExit):
-        pass
-    finally:
-        sys.argv = own
-    found: list[tuple[list[str], dict[str, Any]]] = []
-    for line in text.getvalue().splitlines():
-        if re.match(r"  -", line):
-            written = line.strip().partition("  ")[0]
-            flags = re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", written)
-            choices = re.search(r"\{(.+?)\}", written)
-            if "--algo" in flags:
-                found.append((flags, {"choices": supported_algorithms()}))
-            elif choices:
-                found.append((flags, {"choices": choices[1].split(",")}))
-            else:  # a name in capitals stands for its value
-                found.append((flags, {} if re.search(r" [A-Z]", written) else {"action": "store_true"}))
-    return found
+    made: list[argparse.ArgumentParser] = []
+
+    class Unused(argparse.ArgumentParser):
+        def parse_args(self, *arguments: Any) -> NoReturn:  # type: ignore[override]
+            made.append(self)
+            raise SystemExit
+
+    with suppress(ImportError, SystemExit):
+        module = importlib.import_module(f"rl_zoo3.{command}")
+        with parsing_with(module, Unused):
+            getattr(module, command)()
+    return [action for parser in made for action in parser._actions]
 
 
 def _mark_files(parser: argparse.ArgumentParser, shtab: ModuleType) -> None:
@@ -87,14 +75,18 @@ def completed_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser
     """
     shtab = _shtab()
     subparsers: Any = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    add_checkpoint_arguments(subparsers.choices["train"])
-    subparsers.choices["train"].add_argument("--method", choices=methods())
-    subparsers.choices["train"].add_argument("--search")
+    train = subparsers.choices["train"]
+    add_preset_arguments(train)
+    add_checkpoint_arguments(train)
+    next(action for action in train._actions if action.dest == "method").choices = methods()
     for command in ("train", "enjoy"):
-        known = {flag for action in subparsers.choices[command]._actions for flag in action.option_strings}
-        for flags, options in _zoo_options(command):
-            if not known & set(flags):
-                subparsers.choices[command].add_argument(*flags, **options)
+        mine = subparsers.choices[command]
+        known = {flag for action in mine._actions for flag in action.option_strings}
+        for action in _zoo_actions(command):
+            if action.dest == "algo":
+                action.choices = list(supported_algorithms())
+            if not known & set(action.option_strings):
+                mine._add_action(action)
     _mark_files(parser, shtab)
     return parser
 

@@ -13,37 +13,35 @@ _MISTAKES = (AssertionError, RuntimeError, TypeError, ValueError, KeyError, NotI
 
 
 @contextmanager
-def refusing_setup(log_folder: Path, algo: str) -> Iterator[None]:
+def refusing_setup(script: Any, log_folder: Path, algo: str) -> Iterator[None]:
     """
     Turn what goes wrong before the first step of a training into a refusal that leaves nothing behind: rl-zoo3 makes the
     run's folder before it makes the model.
 
+    :param script: The module of rl-zoo3's train.
     :param log_folder: Where runs lie.
     :param algo: rl-zoo3's name of the algorithm.
     :raises ValueError: In place of any such error.
     """
     parents = [folder for folder in (log_folder / algo, log_folder) if not folder.exists()]
+    before = script.ExperimentManager
+
+    class Refusing(before):  # type: ignore[misc, valid-type]
+        def setup_experiment(self) -> Any:
+            try:
+                return super().setup_experiment()
+            except _MISTAKES as error:
+                _forget_run(Path(self.save_path))
+                for folder in parents:
+                    with suppress(OSError):  # somebody else's run may lie there by now
+                        folder.rmdir()
+                raise ValueError(error) from error
+
+    script.ExperimentManager = Refusing
     try:
         yield
-    except _MISTAKES as error:
-        manager = _manager_in_setup(error)
-        if manager is None:
-            raise
-        _forget_run(Path(manager.save_path))
-        for folder in parents:
-            with suppress(OSError):  # somebody else's run may lie there by now
-                folder.rmdir()
-        raise ValueError(error) from error
-
-
-def _manager_in_setup(error: BaseException) -> Any:
-    """rl-zoo3's ``ExperimentManager`` if the error was raised while it set up, else None."""
-    trace = error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_name == "setup_experiment":
-            return trace.tb_frame.f_locals.get("self")
-        trace = trace.tb_next
-    return None
+    finally:
+        script.ExperimentManager = before
 
 
 def _forget_run(folder: Path) -> None:

@@ -20,8 +20,10 @@ from typing import Any
 from stable_baselines3.common.utils import get_device
 
 import sb3_sparse  # noqa: F401  # registers the policies
+from sb3_sparse.accelerated.accelerate import STEPS
 from sb3_sparse.cli.setup import refusing_setup
-from sb3_sparse.tuning.merge import supported_algorithms
+from sb3_sparse.policies.base import SparsePolicyMixin
+from sb3_sparse.tuning.merge import algorithm_of, policy_of, supported_algorithms
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.utils.command_line import Parser
 from sb3_sparse.utils.files import make_folder, write_text
@@ -203,10 +205,15 @@ def _checked_searches(arguments: Sequence[str], handed_on: Sequence[str]) -> lis
 
 
 @contextmanager
-def _one_line_refusals(module: Any) -> Iterator[None]:
-    """Let the parser that rl-zoo3's script makes answer a mistake as this package's do; it is made in a function."""
+def parsing_with(module: Any, kind: type[argparse.ArgumentParser]) -> Iterator[None]:
+    """
+    Inside, the parser that rl-zoo3's script makes, in a function, is of another class.
+
+    :param module: The script's module.
+    :param kind: The class.
+    """
     stock = module.argparse
-    module.argparse = SimpleNamespace(ArgumentParser=Parser)
+    module.argparse = SimpleNamespace(ArgumentParser=kind)
     try:
         yield
     finally:
@@ -229,13 +236,13 @@ def run(command: str, arguments: Sequence[str]) -> None:
     with ExitStack() as contexts:
         is_training = command == "train"
         handed_on = _prepare_training(arguments, contexts) if is_training else zoo_arguments(command, arguments)
-        contexts.enter_context(_one_line_refusals(module))
+        contexts.enter_context(parsing_with(module, Parser))
         if is_training:
             known, _ = _parse("train", handed_on)
             log_folder = Path(known.folder or LOG_FOLDER)
             if log_folder.exists():
                 make_folder("--log-folder", log_folder)
-            contexts.enter_context(refusing_setup(log_folder, known.algo))
+            contexts.enter_context(refusing_setup(module, log_folder, known.algo))
         own = sys.argv
         sys.argv = [f"sb3-sparse {command}", *handed_on]
         try:
@@ -249,17 +256,23 @@ def run(command: str, arguments: Sequence[str]) -> None:
             sys.argv = own
 
 
-def _with_callbacks(arguments: Sequence[str], callbacks: list[Any]) -> list[str]:
-    """A command line whose hyperparameters name these callbacks; rl-zoo3 takes the last option that gives any."""
-    arguments, given = list(arguments), f"callback:{callbacks!r}"
-    for option in ("-params", "--hyperparams"):
-        if option in arguments:
-            at = len(arguments) - arguments[::-1].index(option)
-            # The last of its values counts
-            while at < len(arguments) and not arguments[at].startswith("-"):
-                at += 1
-            return [*arguments[:at], given, *arguments[at:]]
-    return [*arguments, "-params", given]
+def _accelerated(arguments: Sequence[str], section: dict[str, Any]) -> list[str]:
+    """
+    A command line under which the section's training is accelerated.
+
+    :raises ValueError: If it cannot be.
+    """
+    known, _ = _parse("train", arguments)
+    if algorithm_of(known.algo) not in STEPS:
+        names = ", ".join(algorithm.__name__ for algorithm in STEPS)
+        raise ValueError(f"`--accelerate` knows the train() of {names}, not that of {known.algo}")
+    # What a search samples may be sparse
+    if not known.optimize and not issubclass(policy_of(known.algo, section.get("policy")), SparsePolicyMixin):
+        raise ValueError(f"`--accelerate` is for sparse policies, got {section['policy']!r}: choose a --method that has one")
+    parser = Parser(prog="sb3-sparse train", add_help=False, allow_abbrev=False)
+    parser.add_argument("-params", "--hyperparams", nargs="+", default=[])
+    given, rest = parser.parse_known_args(list(arguments))
+    return [*rest, "-params", *given.hyperparams, f"callback:{accelerated(section)['callback']!r}"]
 
 
 def _prepare_training(arguments: Sequence[str], contexts: ExitStack) -> list[str]:
@@ -278,7 +291,7 @@ def _prepare_training(arguments: Sequence[str], contexts: ExitStack) -> list[str
     else:
         section = _section(rest, handed_on)
         if _parse("train", rest)[0].accelerate:
-            handed_on = _with_callbacks(handed_on, accelerated(section)["callback"])
+            handed_on = _accelerated(handed_on, section)
     register_searches()
     contexts.enter_context(searching(_checked_searches(rest, handed_on)))
     return handed_on

@@ -93,16 +93,6 @@ class _Writer:
         self.initializers.append(self.onnx.numpy_helper.from_array(np.array(values, order="C"), name))
         return name
 
-    def four_bits(self, wanted: str, values: NDArray) -> str:
-        """Add integers from -8 to 7, two in a byte: ONNX has no fewer bits that ONNX Runtime knows."""
-        name, flat = self.name(wanted), values.astype(np.int8).flatten()
-        pairs = np.append(flat, [0] * (flat.size % 2)).astype(np.uint8).reshape(-1, 2) & 15
-        packed = (pairs[:, 0] | pairs[:, 1] << 4).astype(np.uint8).tobytes()
-        self.initializers.append(
-            self.onnx.helper.make_tensor(name, self.onnx.TensorProto.INT4, values.shape, packed, raw=True)
-        )
-        return name
-
     def node(self, kind: str, *inputs: str, to: str | None = None, **attributes: Any) -> str:
         """Add an operator; ``to`` is the name of what it gives."""
         output = to or self.name(kind.lower())
@@ -177,8 +167,10 @@ class _Writer:
         if not layer.is_quantized:
             return self.tensor("weight", weight)
         assert layer.scales is not None
-        values = self.four_bits("weight", weight) if layer.bits <= 4 else self.tensor("weight", weight)
-        return self.node("DequantizeLinear", values, self.tensor("scales", layer.scales), axis=axis)
+        if layer.bits <= 4:
+            # Two in a byte: of fewer bits ONNX Runtime knows none
+            weight = weight.astype(self.onnx.helper.tensor_dtype_to_np_dtype(self.onnx.TensorProto.INT4))
+        return self.node("DequantizeLinear", self.tensor("weight", weight), self.tensor("scales", layer.scales), axis=axis)
 
     def _layer(self, layer: Layer, x: str) -> str:
         bias = None if layer.bias is None or layer.is_quantized else self.tensor("bias", layer.bias)

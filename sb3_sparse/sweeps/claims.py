@@ -8,7 +8,7 @@ keeps is what sweeps measure, with the same interval; the verdict is nothing but
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,9 @@ def verdict(n_seeds: int, kept: Interval, at_least: float) -> str:
     return CONTRADICTED if high < at_least else OPEN
 
 
-def rows_of_grids(files: Sequence[str | Path], runs: str | Path, floor: Any) -> dict[tuple[str, str, str], Row]:
+def rows_of_grids(
+    files: Sequence[str | Path], runs: str | Path, floor: Callable[[Cell], float]
+) -> dict[tuple[str, str, str], Row]:
     """
     Read what there is of several grids.
 
@@ -137,8 +139,11 @@ def rows_of_grids(files: Sequence[str | Path], runs: str | Path, floor: Any) -> 
     :param floor: Gives the return of a policy that has learnt nothing, of a cell.
     :return: Rows by algorithm, environment and label, in the order of the grids; those without a run are there too, without
         results.
+    :raises FileNotFoundError: If there is no folder of trainings.
     :raises ValueError: If two grids mean different trainings by one name.
     """
+    if not Path(runs).is_dir():
+        raise FileNotFoundError(f"`--runs`: there is no folder {runs}")
     store = Store(runs, "--runs")
     rows: dict[tuple[str, str, str], Row] = {}
     cells: dict[tuple[str, str, str], Cell] = {}

@@ -10,16 +10,16 @@ from typing import Any
 
 import yaml
 
+from sb3_sparse.accelerated.accelerate import STEPS
 from sb3_sparse.runs.spec import EPISODE_SEED, RunSpec, evenly
 from sb3_sparse.runs.training import check_trainable
 from sb3_sparse.tuning.configuration import dense, load_section, with_sparsity
 from sb3_sparse.tuning.draft import Draft
+from sb3_sparse.tuning.merge import algorithm_of
 from sb3_sparse.utils.checks import require_integer, require_positive
 from sb3_sparse.zoo.sections import accelerated
 
 DENSE = "dense"
-#: Algorithms whose train() can be accelerated.
-_ACCELERATED = ("td3", "ddpg", "sac", "dqn")
 _METHOD_KEYS = {"method", "conf_file", "params", "accelerate"}
 _ENVIRONMENT_KEYS = {"algorithms", "steps", "params"}
 _SEQUENTIAL_KEYS = {"group", "error"}
@@ -249,7 +249,7 @@ def cells_of(grid: Grid, *, trainable: bool = True) -> list[Cell]:
                         if section is None:
                             continue
                         # The dense method has stock policies
-                        if given.get("accelerate", grid.accelerate) and algo in _ACCELERATED and not is_dense:
+                        if given.get("accelerate", grid.accelerate) and algorithm_of(algo) in STEPS and not is_dense:
                             section = accelerated(section)
                         if trainable:
                             _checked(problems, check_trainable, algo, env, section, Path(folder))

@@ -1,6 +1,5 @@
 """The compression experiment, its file and its figure; the preset's schedule."""
 
-import csv
 import math
 import sys
 import xml.etree.ElementTree as ET
@@ -18,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import sb3_sparse
 from sb3_sparse import preset
-from sb3_sparse.benchmark import compression
+from sb3_sparse.benchmark import compression, csv_files
 from sb3_sparse.benchmark.__main__ import main as benchmark
 from sb3_sparse.benchmark.plots import plot_compression
 from sb3_sparse.benchmark.results import VARIANTS, Result, add_results, experiments, read_results
@@ -201,7 +200,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(csv.DictWriter, "writerows", fail)
+    monkeypatch.setattr(csv_files, "astuple", fail)
     with pytest.raises(OSError, match="no space left"):
         add_results(file, [make_result(seed=1)])
     assert file.read_bytes() == before
@@ -214,7 +213,7 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
         (lambda lines: ["a,b", "1,2"], r"has the columns a, b; a file of compression results has algorithm, environment"),
         (lambda lines: [], r"has the columns \(none\)"),
         (lambda lines: [lines[0], lines[1].replace("1.5", "much")], "line 2: could not convert string to float: 'much'"),
-        (lambda lines: [lines[0], "dqn,CartPole-v1"], "line 2"),
+        (lambda lines: [lines[0], "dqn,CartPole-v1"], "line 2: it has 12 values too few"),
         (lambda lines: [lines[0], lines[1] + ",7,8"], "line 2: it has 2 values too many"),
         (lambda lines: [lines[0], lines[1].replace("pruned", "prunned")], "line 2: `variant` must be one of dense, pruned"),
         (lambda lines: [lines[0], lines[1].replace("0.9", "90")], r"line 2: `sparsity` must be in \[0, 1\), got 90"),

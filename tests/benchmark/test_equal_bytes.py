@@ -10,6 +10,7 @@ import yaml
 
 from sb3_sparse.benchmark.__main__ import main
 from sb3_sparse.benchmark.equal_bytes import draw, points_markdown, points_of, read_published
+from sb3_sparse.runs.result import DIVERGED
 from sb3_sparse.runs.store import Store
 from sb3_sparse.sweeps.claims import rows_of_grids
 from sb3_sparse.sweeps.grid import cells_of, read_grid
@@ -63,6 +64,15 @@ def test_by_hand(folder):
     assert "| sac, Pendulum-v1 | narrow | 70 | 5 | - | - |" in text
 
 
+def test_a_training_that_diverged_counts_as_nothing(folder):
+    put(folder, "dense", {0: 100.0, 1: 100.0}, bytes=1000, sparsity=0.0, bits=32)
+    put(folder, "wide", {0: 90.0}, bytes=80, sparsity=0.9, bits=4)
+    cell = next(one for one in cells_of(read_grid(folder / "grid.yml"), trainable=False) if one.label == "wide")
+    Store(folder).put(make_result(cell.spec(1), state=DIVERGED))
+    wide = points(folder)[0]
+    assert (wide["ratio"], wide["return"], wide["seeds"]) == (pytest.approx(0.45), 45.0, 1)
+
+
 def test_drawn_with_one_seed_and_others_points(folder):
     pytest.importorskip("matplotlib")
     put(folder, "dense", {0: 100.0}, bytes=1000, sparsity=0.0, bits=32)
@@ -107,7 +117,10 @@ def test_the_command(folder, capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("environment,bytes\nx,1\n", "must have the columns environment, bytes, ratio"),
+        (
+            "environment,bytes\nx,1\n",
+            "has the columns environment, bytes; a file of published points has environment, bytes, ratio",
+        ),
         (PUBLISHED.replace("50", "many"), "line 2: could not convert"),
         (PUBLISHED.replace("50", "-1"), "line 2: bytes and ratio must be numbers"),
         (PUBLISHED.replace("0.9", "nan"), "line 2: bytes and ratio must be numbers"),

@@ -56,6 +56,8 @@ MISTAKES = [
     (main, [*TD3, "--method", "static", "-params", "policy_kwargs:dict(sparsity=2)"], "`sparsity` must be a number in [0, 1)"),
     (main, ["train", "--algo", "td3", "--env", "CartPole-v1"], "Action noise can only be used with Box action space"),
     (main, ["train", "--algo", "dqn", "--env", "Pendulum-v1"], "The algorithm only supports"),
+    (main, ["train", "--accelerate"], "`--accelerate` knows the train() of TD3, DDPG, SAC, DQN, not that of ppo"),
+    (main, [*TD3, "--accelerate"], "`--accelerate` is for sparse policies, got 'MlpPolicy'"),
     (main, ["enjoy", "-n", "x"], "sb3-sparse enjoy: argument -n/--n-timesteps: invalid int value: 'x'"),
     (main, ["report", ""], "the path of the model is empty"),
     (benchmark, [], "the following arguments are required"),

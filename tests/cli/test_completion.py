@@ -47,6 +47,8 @@ def offered(script, words, folder):
         (["train", "--method", "rlx2/s"], {"rlx2/set", "rlx2/static"}),
         (["train", "-P", "--algo", ""], set(supported_algorithms())),
         (["train", "--study"], {"--study-name"}),
+        (["train", "--acc"], {"--accelerate"}),
+        (["train", "--vec-env", ""], {"dummy", "subproc"}),
         (["enjoy", "--no-r"], {"--no-render"}),
         (["report", ""], {"agent.zip", "logs"}),
         (["plot", "compression", ""], {"agent.zip", "logs"}),

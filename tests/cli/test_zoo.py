@@ -17,7 +17,7 @@ from stable_baselines3 import A2C, DDPG, DQN, PPO, SAC, TD3
 from sb3_sparse import integer_forward, shrink, sparse_policy, sparsify, sparsity_report
 from sb3_sparse.analysis.integer_forward import network_output
 from sb3_sparse.cli.main import main
-from sb3_sparse.cli.zoo import zoo_arguments
+from sb3_sparse.cli.zoo import _accelerated, zoo_arguments
 from sb3_sparse.conversion.loading import MissingReplayBuffer, find_algorithm, find_model_file, load_model
 from sb3_sparse.policies.algorithms import SPARSE_POLICIES
 from sb3_sparse.policies.base import SparsePolicyMixin
@@ -310,6 +310,21 @@ def test_accelerated(callback, tmp_path):
     assert ("sb3_sparse.SparsityLogger" in written) == (callback is None)
     assert ("sb3_sparse.SET" in written) == (callback is not None)
     assert_invariants(load_model(folder / "Pendulum-v1.zip"))
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([], []),
+        (["-params", "gamma:0.9", "tau:0.1"], ["gamma:0.9", "tau:0.1"]),
+        (["--hyperparams=gamma:0.9"], ["gamma:0.9"]),
+        (["-params", "gamma:0.9", "--hyperparams", "gamma:0.8"], ["gamma:0.8"]),
+    ],
+)
+def test_accelerated_with_the_hyperparameters_that_rl_zoo3_would_take(given, kept):
+    section = {"policy": "SparseMlpPolicy"}
+    line = _accelerated(["--algo", "td3", *given, "-n", "5"], section)
+    assert line == ["--algo", "td3", "-n", "5", "-params", *kept, "callback:['sb3_sparse.Accelerate']"]
 
 
 def test_a_section_is_accelerated_once():

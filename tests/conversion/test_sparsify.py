@@ -487,7 +487,7 @@ def test_what_finetuning_needs_is_checked_first(tmp_path):
         main([*prune, "1000", "--env", "Pendulum-v9"])
     with pytest.raises(SystemExit, match="`--finetune` 15 is too short"):
         main([*prune, "15", "--env", "Pendulum-v1"])
-    with pytest.raises(SystemExit, match="Observation spaces do not match"):
+    with pytest.raises(SystemExit, match="`--env` 'MountainCarContinuous-v0' does not fit the model: its obs"):
         main([*prune, "1000", "--env", "MountainCarContinuous-v0"])
     with pytest.raises(SystemExit, match="`--finetune` must be an integer >= 0, got -5"):
         main([*prune, "-5"])

@@ -98,7 +98,7 @@ def test_the_safetensors_library_reads_it(tmp_path):
     with safetensors.safe_open(exported.path, "numpy") as file:
         assert file.metadata()["format"] == "sb3s"
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    mean = next(layer for layer in exported.graph.layers)
+    mean = exported.graph.layers[0]
     index = exported.graph.operations.index(mean)
     assert np.array_equal(tensors[f"{index}.bias"], mean.bias)
 

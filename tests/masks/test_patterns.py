@@ -168,9 +168,9 @@ def test_bad_specs_name_the_argument_and_the_value(spec):
 
 
 class ConstantFanIn(Pattern):
-    """Somebody's own pattern: every output has the same number of inputs."""
+    """Somebody's own pattern: every output has the same number of inputs. Its name alone is like that of blocks."""
 
-    spec = "test_fan_in"
+    spec = "block_fan_in"
 
     def budget(self, shape, n_active):
         rows, columns = as_matrix_shape(shape)
@@ -193,14 +193,16 @@ class ConstantFanIn(Pattern):
 def own_pattern():
     register_pattern(ConstantFanIn())
     yield
-    del patterns._REGISTERED["test_fan_in"]
+    del patterns._REGISTERED["block_fan_in"]
 
 
-@pytest.mark.parametrize("updater", [lambda: SET(2, 0.3), lambda: RigL(2, 0.3), lambda: GradualPruning(0.9, updates=5)])
+@pytest.mark.parametrize(
+    "updater", [lambda: SET(2, 0.3, sign_split=True), lambda: RigL(2, 0.3), lambda: GradualPruning(0.9, updates=5)]
+)
 def test_a_registered_pattern_trains_is_saved_and_reported(updater, own_pattern, tmp_path):
     callback = updater()
     sparsity = 0.0 if isinstance(callback, GradualPruning) else 0.8
-    model = make_model(SAC, policy_kwargs=dict(sparsity=sparsity, pattern="test_fan_in"))
+    model = make_model(SAC, policy_kwargs=dict(sparsity=sparsity, pattern="block_fan_in"))
     model.learn(60, callback=callback)
     assert callback.events
     assert model.policy.sparsifier.violations() == []
@@ -210,7 +212,7 @@ def test_a_registered_pattern_trains_is_saved_and_reported(updater, own_pattern,
     loaded = SAC.load(tmp_path / "model.zip", env=model.get_env())
     loaded.learn(20)
     assert loaded.policy.sparsifier.violations() == []
-    assert "test_fan_in" in str(sparsity_report(loaded))
+    assert "block_fan_in" in str(sparsity_report(loaded))
 
 
 def test_what_cannot_be_registered_is_refused(own_pattern):
@@ -218,5 +220,5 @@ def test_what_cannot_be_registered_is_refused(own_pattern):
         register_pattern("fan_in")
     with pytest.raises(ValueError, match="a name of its own, got '2:4'"):
         register_pattern(NofM(2, 4))
-    with pytest.raises(ValueError, match="registered: test_fan_in, got 'fan_on'"):
+    with pytest.raises(ValueError, match="registered: block_fan_in, got 'fan_on'"):
         parse_pattern("fan_on")

@@ -80,11 +80,11 @@ def test_bytes_that_are_counted_are_bytes_that_are_stored(bits, sparsity, tmp_pa
         n_active = round((1 - sparsity) * 7 * 40) if layer.name.endswith("mu.0") else layer.n_active
         assert layer.n_active == n_active
         assert layer.weight_bytes == value_bytes(n_active, bits) == -(-n_active * bits // 8)
-    # 1 / 8 of the bytes of 16 values are those of two bits, whatever is beside them in the file
+    # Two files of the same masks differ by their values, and by a few bytes of description and indices
     eight = tmp_path / "eight.sb3s"
     export(quantize(plain, data=observations(plain, 64), bits=8), eight, to="packed")
     saved = sum(layer.n_active for layer in layers) - sum(layer.weight_bytes for layer in layers)
-    assert eight.stat().st_size - file.stat().st_size == pytest.approx(saved, abs=300)
+    assert eight.stat().st_size - file.stat().st_size == pytest.approx(saved, abs=64)
     assert [layer.bits for layer in read(file).graph.layers] == [bits] * len(layers)
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from sb3_sparse.export.c.program import LAYOUTS, Compiler, Program
 from sb3_sparse.utils.checks import require_choice
 from sb3_sparse_runtime.graph import Graph
-from sb3_sparse_runtime.operations import Layer
 from sb3_sparse_runtime.spaces import Space
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
@@ -120,7 +119,7 @@ _ALIGNED = """\
 
 
 def _source(graph: Graph, name: str, program: Program, layout: str, about: str) -> str:
-    exact = any(isinstance(operation, Layer) and operation.is_integer for operation in graph.operations)
+    exact = any(layer.is_integer for layer in graph.layers)
     maskable, gaussian = graph.chooser is not None, "mean" in graph.outputs
     extra = ", const unsigned char *allowed" * maskable + ", float *mean, float *std" * gaussian
     locals_ = []
