@@ -13,6 +13,24 @@ from sb3_sparse.benchmark.timing import environment
 from sb3_sparse.utils.markdown import markdown
 from sb3_sparse.zoo.environments import require_packages
 
+#: Dense models that are compared with besides stock Stable-Baselines3.
+SBX, COMPILED = AGAINST = ("sbx", "compiled")
+
+
+def add_against(parser: argparse.ArgumentParser) -> None:
+    """
+    Declare ``--against``.
+
+    :param parser: Parser of a sub-command.
+    """
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        choices=AGAINST,
+        default=[],
+        help="dense models beside stock: SBX, which is Stable-Baselines3 in JAX, and stock under torch.compile",
+    )
+
 
 def net_arch(text: str) -> list[int]:
     """

@@ -24,7 +24,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.noise import NormalActionNoise
 
-from sb3_sparse.benchmark.arguments import continuous_env, positive, seed_number
+from sb3_sparse.accelerated import accelerate
+from sb3_sparse.benchmark.arguments import SBX, continuous_env, positive, seed_number
 from sb3_sparse.benchmark.csv_files import read_rows, write_rows
 from sb3_sparse.benchmark.models import ALGORITHMS
 from sb3_sparse.benchmark.sbx import require_sbx, sbx_class
@@ -39,7 +40,8 @@ from sb3_sparse.utils.figures import write_figure
 from sb3_sparse.utils.files import require_writable
 from sb3_sparse.utils.markdown import markdown
 
-DENSE, SBX, SPARSE = KINDS = ("dense", "sbx", "sparse")
+DENSE, SPARSE, ACCELERATED = ("dense", "sparse", "accelerated")
+KINDS = (DENSE, SBX, SPARSE, ACCELERATED)
 #: What changes the masks of sparse agents. A budget of seconds has no number of steps over which a drop fraction could fall.
 UPDATERS: dict[str, type[SET] | None] = {"rigl": RigL, "set": SET, "static": None}
 _EVERY, _DROP = 1000, 0.3
@@ -59,37 +61,47 @@ class Agent:
 
     :param kind: One of :data:`KINDS`.
     :param width: Of its two hidden layers.
-    :param sparsity: Of actor and critic; 0 for the dense ones.
+    :param sparsity: Of actor and critic; 0 for the dense ones, among which an accelerated one may be.
     """
 
     kind: str
     width: int
     sparsity: float = 0.0
 
+    @property
+    def has_sparse_policy(self) -> bool:
+        """Whether its policy is this package's."""
+        return self.kind in (SPARSE, ACCELERATED)
+
     def __str__(self) -> str:
-        return f"{self.kind}:{self.width}" + (f":{self.sparsity:g}" if self.kind == SPARSE else "")
+        return f"{self.kind}:{self.width}" + (f":{self.sparsity:g}" if self.has_sparse_policy else "")
 
 
 def agent(text: str) -> Agent:
     """
     Read an agent from a command line.
 
-    :param text: ``dense:256``, ``sbx:256`` or ``sparse:256:0.9``.
+    :param text: ``dense:256``, ``sbx:256``, ``sparse:256:0.9`` or ``accelerated:256:0.9``.
     :return: The agent.
     :raises argparse.ArgumentTypeError: If it is anything else.
     """
     kind, *numbers = text.split(":")
     try:
-        if kind not in KINDS or len(numbers) != (2 if kind == SPARSE else 1):
+        width, *rest = numbers
+        found = Agent(kind, int(width), *map(float, rest))
+        if kind not in KINDS or len(rest) != found.has_sparse_policy or found.width < 1 or not 0 <= found.sparsity < 1:
             raise ValueError
-        found = Agent(kind, int(numbers[0]), float(numbers[1]) if kind == SPARSE else 0.0)
-        if found.width < 1 or (kind == SPARSE and not 0 < found.sparsity < 1):
+        if kind == SPARSE and found.sparsity == 0:
             raise ValueError
-    except ValueError:
+    except (TypeError, ValueError):
         raise argparse.ArgumentTypeError(
-            f"an agent is dense:WIDTH, sbx:WIDTH or sparse:WIDTH:SPARSITY with a sparsity in (0, 1), not {text!r}"
+            "an agent is dense:WIDTH, sbx:WIDTH, sparse:WIDTH:SPARSITY with a sparsity in (0, 1), or "
+            f"accelerated:WIDTH:SPARSITY with one in [0, 1), not {text!r}"
         ) from None
     return found
+
+
+_AGENTS = [agent(text) for text in ("dense:256", "sbx:256", "sparse:256:0.9", "accelerated:256:0.9", "accelerated:1024:0.95")]
 
 
 @dataclass(frozen=True)
@@ -194,19 +206,21 @@ def train(
     env = make_vec_env(env_id, seed=seed)
     evaluation = make_vec_env(env_id, seed=EPISODE_SEED)
     policy_kwargs: dict[str, Any] = {"net_arch": [which.width] * 2}
-    if which.kind == SPARSE:
+    if which.has_sparse_policy:
         engine = "native" if native.available() else "torch"
         policy_kwargs |= dict(sparsity=which.sparsity, distribution="er", initial_mask="magnitude", engine=engine)
     arguments = dict(_COMMON)
     if algo == "td3":
         n_actions = int(np.prod(env.action_space.shape))  # type: ignore[arg-type]
         arguments["action_noise"] = NormalActionNoise(np.zeros(n_actions), np.full(n_actions, _NOISE))
-    policy = "SparseMlpPolicy" if which.kind == SPARSE else "MlpPolicy"
+    policy = "SparseMlpPolicy" if which.has_sparse_policy else "MlpPolicy"
     model = algorithm(policy, env, policy_kwargs=policy_kwargs, seed=seed, device="cpu", **arguments)
+    if which.kind == ACCELERATED:
+        accelerate(model)
     seeds = range(EPISODE_SEED, EPISODE_SEED + episodes)
     stopwatch = Stopwatch(marks, lambda model: fmean(play(model, evaluation, seeds)[0]))
     callbacks: list[BaseCallback] = [stopwatch]
-    if which.kind == SPARSE and (kind := UPDATERS[updater]) is not None:
+    if which.sparsity and (kind := UPDATERS[updater]) is not None:
         callbacks.insert(0, kind(_EVERY, _DROP, "constant"))
     try:
         stopwatch.begin()
@@ -305,9 +319,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--agents",
         nargs="+",
         type=agent,
-        default=[Agent(DENSE, 256), Agent(SBX, 256), Agent(SPARSE, 256, 0.9), Agent(SPARSE, 1024, 0.95)],
+        default=_AGENTS,
         metavar="AGENT",
-        help="dense:WIDTH, sbx:WIDTH, sparse:WIDTH:SPARSITY (default: dense:256 sbx:256 sparse:256:0.9 sparse:1024:0.95)",
+        help="dense:WIDTH, sbx:WIDTH, sparse:WIDTH:SPARSITY, accelerated:WIDTH:SPARSITY "
+        f"(default: {' '.join(map(str, _AGENTS))})",
     )
     parser.add_argument("--updater", choices=list(UPDATERS), default="rigl", help="what changes masks (default: rigl)")
     parser.add_argument("--seconds", type=positive, default=1800, help="of training, for each agent (default: 1800)")
@@ -340,7 +355,7 @@ def run(arguments: argparse.Namespace) -> None:
             for algo in arguments.algo:
                 for env in arguments.env:
                     for one in arguments.agents:
-                        updater = arguments.updater if one.kind == SPARSE else ""
+                        updater = arguments.updater if one.sparsity else ""
                         common = (algo, env, str(one), updater, seed, budget)
                         if any(point.key == (*common, arguments.episodes) for point in points):
                             continue

@@ -9,8 +9,6 @@ from typing import Any
 
 from sb3_sparse.benchmark.models import BUFFER_SIZE, SyntheticEnv, fill
 
-#: What can be compared with besides stock Stable-Baselines3.
-AGAINST = ("sbx",)
 _ONE_THREAD = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 
 
@@ -69,8 +67,8 @@ def make_sbx_model(algo: str, net_arch: Sequence[int], *, batch_size: int, seed:
 
 def step_by_step(model: Any, steps: int, batch_size: int) -> None:
     """
-    Gradient steps one after the other, as ``learn()`` makes them with ``gradient_steps=1``. (SBX runs many steps in one
-    compiled loop where an algorithm asks for many between two environment steps.)
+    Gradient steps by a call each, as ``learn()`` makes them with ``gradient_steps=1``. (SBX makes one compiled loop of the
+    steps of one call.)
 
     :param model: A model of SBX.
     :param steps: How many.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -22,9 +22,10 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from sb3_sparse.accelerated import accelerate
 from sb3_sparse.accelerated.accelerate import Train
 from sb3_sparse.accelerated.samples import Sampler
-from sb3_sparse.benchmark.arguments import net_arch, positive, show, sparsity
+from sb3_sparse.benchmark.arguments import COMPILED, SBX, add_against, net_arch, positive, show, sparsity
+from sb3_sparse.benchmark.compiled import compile_networks
 from sb3_sparse.benchmark.models import ALGORITHMS, make_model
-from sb3_sparse.benchmark.sbx import AGAINST, make_sbx_model, require_sbx, step_by_step
+from sb3_sparse.benchmark.sbx import make_sbx_model, require_sbx, step_by_step
 from sb3_sparse.benchmark.timing import Timing, interleave
 from sb3_sparse.engine import native
 from sb3_sparse.engine.adam import SurvivorAdam
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--masked", action="store_true", help="also masks over dense tensors, at each sparsity")
     parser.add_argument("--accelerate", action="store_true", help="each variant under accelerate() too, and a dense one")
     parser.add_argument("--breakdown", action="store_true", help="where the time of a step goes")
-    parser.add_argument("--against", choices=AGAINST, help="another library beside stock: SBX, which is dense and compiled")
+    add_against(parser)
     sets = native.module.available_sets() if native.available() else []
     parser.add_argument("--instruction-set", choices=sets, help="of the kernels; the widest of this machine if left out")
     parser.add_argument("--json", action="store_true")
@@ -135,7 +136,7 @@ def measure(
     *,
     batch: int,
     rounds: int,
-    against: str | None = None,
+    against: Sequence[str] = (),
     steps: int | None = None,
 ) -> tuple[dict[str, Timing], dict[str, OffPolicyAlgorithm]]:
     """
@@ -146,19 +147,24 @@ def measure(
     :param kwargs: See :func:`variants`.
     :param batch: Samples per gradient step.
     :param rounds: Timings of each variant.
-    :param against: A name of :data:`sb3_sparse.benchmark.sbx.AGAINST`: measured too, under that name.
+    :param against: Names of :data:`sb3_sparse.benchmark.arguments.AGAINST`: measured too, under these names. SBX is measured
+        as the others are, all steps of a timing by one call of ``train()``, and by a call for each.
     :param steps: Gradient steps of a timing; None: as many as take about 0.15 seconds.
     :return: Timing of one gradient step by variant, and the models.
     """
     models = {name: _model(algo, widths, name, value, batch) for name, value in kwargs.items()}
+    if COMPILED in against:
+        models[COMPILED] = compile_networks(make_model(algo, widths, None, batch_size=batch))
     if steps is None:
         start = time.perf_counter()
         models["stock"].train(4, batch)
         # An even number: TD3's actor has every second step
         steps = 2 * max(1, round(_SECONDS_PER_ROUND / (time.perf_counter() - start) * 2))
     calls: dict[str, Callable[[], object]] = {name: partial(model.train, steps, batch) for name, model in models.items()}
-    if against is not None:
-        calls[against] = partial(step_by_step, make_sbx_model(algo, widths, batch_size=batch), steps, batch)
+    if SBX in against:
+        model = make_sbx_model(algo, widths, batch_size=batch)
+        calls[SBX] = partial(model.train, steps, batch)
+        calls[f"{SBX}, one by one"] = partial(step_by_step, model, steps, batch)
     timings = interleave(calls, "stock", rounds=rounds, calls=1)
     return {name: timing.per(steps) for name, timing in timings.items()}, models
 
@@ -243,7 +249,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     :param arguments: Parsed by :func:`add_arguments`.
     """
-    if arguments.against is not None:
+    if SBX in arguments.against:
         require_sbx(arguments.threads)
     if arguments.instruction_set is not None:
         native.module.choose_set(arguments.instruction_set)

@@ -17,9 +17,20 @@ from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_sparse.accelerated import accelerate
-from sb3_sparse.benchmark.arguments import continuous_env, net_arch, positive, seed_number, show, sparsity
+from sb3_sparse.benchmark.arguments import (
+    COMPILED,
+    SBX,
+    add_against,
+    continuous_env,
+    net_arch,
+    positive,
+    seed_number,
+    show,
+    sparsity,
+)
+from sb3_sparse.benchmark.compiled import compile_networks
 from sb3_sparse.benchmark.models import ALGORITHMS
-from sb3_sparse.benchmark.sbx import AGAINST, require_sbx, sbx_class
+from sb3_sparse.benchmark.sbx import require_sbx, sbx_class
 from sb3_sparse.benchmark.step import ACCELERATED
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
@@ -59,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=seed_number, default=[0], help="seeds of the trainings")
     parser.add_argument("--learning-starts", type=positive, help="random steps at the beginning; one batch if left out")
     parser.add_argument("--accelerate", action="store_true", help="each variant under accelerate() too, and a dense one")
-    parser.add_argument("--against", choices=AGAINST, help="another library beside stock: SBX, which is dense and compiled")
+    add_against(parser)
     parser.add_argument("--json", action="store_true")
 
 
@@ -70,13 +81,13 @@ class Variant:
 
     :param policy_kwargs: Keyword arguments of the sparse policy; None for the stock policy.
     :param updater: A key of :data:`UPDATERS`.
-    :param library: A name of :data:`sb3_sparse.benchmark.sbx.AGAINST`; None for Stable-Baselines3.
+    :param dense: A name of :data:`sb3_sparse.benchmark.arguments.AGAINST`; None for stock and sparse models.
     :param accelerated: Whether :func:`~sb3_sparse.accelerated.accelerate` runs it.
     """
 
     policy_kwargs: dict[str, Any] | None = None
     updater: str = "static"
-    library: str | None = None
+    dense: str | None = None
     accelerated: bool = False
 
     def make(self, arguments: argparse.Namespace, seed: int, total: int) -> tuple[OffPolicyAlgorithm, BaseCallback | None]:
@@ -88,7 +99,7 @@ class Variant:
         :param total: Environment steps of the whole training, which is made of many short ``learn()``.
         :return: A model that nothing is trained of yet, and the callback that it is trained with.
         """
-        algorithm: Any = ALGORITHMS[arguments.algo] if self.library is None else sbx_class(arguments.algo)
+        algorithm: Any = sbx_class(arguments.algo) if self.dense == SBX else ALGORITHMS[arguments.algo]
         env = make_vec_env(arguments.env, seed=seed)
         n_actions = int(np.prod(env.action_space.shape))  # type: ignore[arg-type]
         model = algorithm(
@@ -106,6 +117,8 @@ class Variant:
             seed=seed,
             device="cpu",
         )
+        if self.dense == COMPILED:
+            compile_networks(model)
         if self.accelerated:
             accelerate(model)
         if (updater := UPDATERS[self.updater]) is None:
@@ -195,9 +208,9 @@ def run(arguments: argparse.Namespace) -> None:
     th.set_num_threads(arguments.threads)
     engine = "native" if native.available() else "torch"
     variants = {"stock": Variant()}
-    if arguments.against is not None:
+    if SBX in arguments.against:
         require_sbx([arguments.threads])
-        variants[arguments.against] = Variant(library=arguments.against)
+    variants.update({name: Variant(dense=name) for name in arguments.against})
     for value in arguments.sparsity:
         for updater in arguments.updater:
             variants[f"{value:g} {updater}"] = Variant(dict(sparsity=value, engine=engine), updater)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from stable_baselines3 import SAC
 
+from sb3_sparse import accelerate
 from sb3_sparse.benchmark import equal_seconds
 from sb3_sparse.benchmark.__main__ import main
 from sb3_sparse.benchmark.equal_seconds import Agent, Point, Stopwatch, agent, draw, read_points, seconds_table
@@ -68,14 +69,18 @@ def test_trains_draws_and_does_nothing_twice(algo, tmp_path, capsys, monkeypatch
     monkeypatch.setitem(equal_seconds._COMMON, "learning_starts", 100)
     # A machine that does something else would be late
     monkeypatch.setattr(equal_seconds, "time", Time())
+    accelerated = []
+    monkeypatch.setattr(equal_seconds, "accelerate", lambda model: accelerated.append(accelerate(model)))
     file, figure = tmp_path / "seconds.csv", tmp_path / "figure"
-    arguments = ["equal-seconds", "--algo", algo, "--env", "Pendulum-v1", "--agents", "dense:8", "sparse:16:0.5"]
+    arguments = ["equal-seconds", "--algo", algo, "--env", "Pendulum-v1"]
     arguments += ["--seconds", "200", "--evaluations", "2", "--episodes", "1", "-o", str(file)]
+    arguments += ["--agents", "dense:8", "sparse:16:0.5", "accelerated:16:0.5"]
     main([*arguments, "--figure", str(figure)])
     points = read_points(file)
-    assert [point.agent for point in points] == ["dense:8"] * 2 + ["sparse:16:0.5"] * 2
-    assert [point.updater for point in points] == [""] * 2 + ["rigl"] * 2
-    assert [(point.seconds, point.steps) for point in points] == [(100.0, 100), (200.0, 200)] * 2
+    assert [point.agent for point in points] == ["dense:8"] * 2 + ["sparse:16:0.5"] * 2 + ["accelerated:16:0.5"] * 2
+    assert [point.updater for point in points] == [""] * 2 + ["rigl"] * 4
+    assert [(point.seconds, point.steps) for point in points] == [(100.0, 100), (200.0, 200)] * 3
+    assert len(accelerated) == 1
     assert "dense:8" in (tmp_path / "figure.svg").read_text()
     before = file.read_bytes()
     capsys.readouterr()
@@ -98,7 +103,19 @@ def test_seeds_of_different_length_are_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["dense", "dense:0", "dense:256:0.5", "sparse:256", "sparse:256:1", "sparse:x:0.5", "wide:256"]
+    "text",
+    [
+        "dense",
+        "dense:0",
+        "dense:256:0.5",
+        "sparse:256",
+        "sparse:256:1",
+        "sparse:x:0.5",
+        "wide:256",
+        "sparse:256:0",
+        "accelerated:256",
+        "a",
+    ],
 )
 def test_agents_that_are_none(text):
     with pytest.raises(argparse.ArgumentTypeError, match=re.escape(f"not {text!r}")):
@@ -106,10 +123,11 @@ def test_agents_that_are_none(text):
 
 
 def test_agents():
-    assert [agent(text) for text in ("dense:256", "sbx:64", "sparse:1024:0.95")] == [
+    assert [agent(text) for text in ("dense:256", "sbx:64", "sparse:1024:0.95", "accelerated:64:0")] == [
         Agent("dense", 256),
         Agent("sbx", 64),
         Agent("sparse", 1024, 0.95),
+        Agent("accelerated", 64, 0.0),
     ]
     assert str(agent("sparse:1024:0.950")) == "sparse:1024:0.95"
 
