@@ -35,7 +35,7 @@ class Published:
     A point that others measured.
 
     :param environment: Id of the environment.
-    :param bytes: Of the weights.
+    :param weight_bytes: Bytes of the weights alone.
     :param ratio: Return as a fraction of their full agent's.
     :param what: Which agent.
     :param budget: Steps and seeds.
@@ -43,7 +43,7 @@ class Published:
     """
 
     environment: str
-    bytes: float
+    weight_bytes: float
     ratio: float
     what: str
     budget: str
@@ -63,8 +63,10 @@ def read_published(file: str | Path) -> list[Published]:
         raise FileNotFoundError(f"`--published`: there is no file {file}")
     rows = read_rows(file, Published, "published points")
     for where, point in rows:
-        if not (0 < point.bytes < math.inf and math.isfinite(point.ratio)):
-            raise ValueError(f"{where}: bytes and ratio must be numbers, bytes above 0, got {point.bytes} and {point.ratio}")
+        if not (0 < point.weight_bytes < math.inf and math.isfinite(point.ratio)):
+            raise ValueError(
+                f"{where}: weight_bytes and ratio must be numbers, weight_bytes above 0, got {point.weight_bytes} and {point.ratio}"
+            )
     return [point for _, point in rows]
 
 
@@ -134,7 +136,7 @@ def points_markdown(points: Sequence[Mapping[str, Any]], published: Sequence[Pub
         [
             one.environment,
             f"{one.what} ({one.source})",
-            f"{one.bytes:,.0f}, weights alone",
+            f"{one.weight_bytes:,.0f}, weights alone",
             "-",
             f"{100 * one.ratio:.0f} %",
             "-",
@@ -175,7 +177,7 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Pu
     for source in dict.fromkeys(one.source for one in published):
         mine_too = [one for one in published if one.source == source]
         axes.scatter(
-            [one.bytes for one in mine_too],
+            [one.weight_bytes for one in mine_too],
             [one.ratio for one in mine_too],
             label=f"{source}: weights alone, {mine_too[0].budget}",
             facecolors="none",
@@ -184,7 +186,7 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Pu
             s=40,
         )
         for one in mine_too:
-            axes.annotate(one.what, (one.bytes, one.ratio), xytext=(4, 4), textcoords="offset points", fontsize=7)
+            axes.annotate(one.what, (one.weight_bytes, one.ratio), xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.axhline(1.0, color="#999999", linewidth=0.8, zorder=0)
     axes.set_xlabel("bytes")
     axes.set_ylabel("return / full agent's")

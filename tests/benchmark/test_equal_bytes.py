@@ -27,7 +27,7 @@ GRID = {
     "episodes": 2,
     "evaluations": 2,
 }
-PUBLISHED = 'environment,bytes,ratio,what,budget,source\nPendulum-v1,50,0.9,"8 wide","9 steps",them\n'
+PUBLISHED = 'environment,weight_bytes,ratio,what,budget,source\nPendulum-v1,50,0.9,"8 wide","9 steps",them\n'
 
 
 @pytest.fixture
@@ -119,11 +119,11 @@ def test_the_command(folder, capsys):
     [
         (
             "environment,bytes\nx,1\n",
-            "has the columns environment, bytes; a file of published points has environment, bytes, ratio",
+            "has the columns environment, bytes; a file of published points has environment, weight_bytes, ratio",
         ),
         (PUBLISHED.replace("50", "many"), "line 2: could not convert"),
-        (PUBLISHED.replace("50", "-1"), "line 2: bytes and ratio must be numbers"),
-        (PUBLISHED.replace("0.9", "nan"), "line 2: bytes and ratio must be numbers"),
+        (PUBLISHED.replace("50", "-1"), "line 2: weight_bytes and ratio must be numbers"),
+        (PUBLISHED.replace("0.9", "nan"), "line 2: weight_bytes and ratio must be numbers"),
     ],
 )
 def test_points_that_will_not_do(tmp_path, text, message):
