@@ -65,7 +65,7 @@ def read_published(file: str | Path) -> list[Published]:
     for where, point in rows:
         if not (0 < point.weight_bytes < math.inf and math.isfinite(point.ratio)):
             raise ValueError(
-                f"{where}: weight_bytes and ratio must be numbers, weight_bytes above 0, got {point.weight_bytes}, {point.ratio}"
+                f"{where}: weight_bytes and ratio must be numbers, the first above 0, got {point.weight_bytes}, {point.ratio}"
             )
     return [point for _, point in rows]
 

@@ -7,11 +7,11 @@ import shlex
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from stable_baselines3.common.evaluation import evaluate_policy
-
+from sb3_sparse.cli.progress import progress_bars
 from sb3_sparse.conversion.loading import find_model_file, load_model
 from sb3_sparse.export.card import Facts, model_card
 from sb3_sparse.export.decision import decision_of
+from sb3_sparse.export.episodes import episode_returns
 from sb3_sparse.export.normalization import statistics_of
 from sb3_sparse.utils.checks import require_integer
 from sb3_sparse.utils.files import require_writable, write_text
@@ -89,13 +89,13 @@ def write_card(
     env_id = env or run.env_id
     model = load_model(file, algorithm)
     normalize = statistics_of(run)
-    decision_of(model, normalize=normalize)  # says what cannot be exported before anything takes time
-    returns: list[float] = []
+    decision = decision_of(model, normalize=normalize)  # says what cannot be exported before anything takes time
+    returns: tuple[float, ...] = ()
     if env_id is not None and n_episodes:
         playground = make_training_env(run, env_id, 1, seed)
         require_fitting_env(model, playground, env_id)
-        found = evaluate_policy(model, playground, n_episodes, deterministic=True, return_episode_rewards=True, warn=False)
-        returns = [float(one) for one in found[0]]  # type: ignore[union-attr]
+        with progress_bars() as watch:
+            returns = episode_returns(model, playground, n_episodes, maskable=decision.chooser is not None, watch=watch)
         playground.close()
     options = [] if env is None else ["--env", env]
     evaluation = ["sb3-sparse", "card", str(path), *options, "--episodes", str(n_episodes), "--seed", str(seed)]

@@ -9,6 +9,7 @@ from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
+from sb3_sparse.cli.progress import progress_bars
 from sb3_sparse.conversion.loading import find_model_file, load_model
 from sb3_sparse.conversion.quantize import quantize
 from sb3_sparse.conversion.sparsify import sparsify
@@ -128,5 +129,7 @@ def export_file(
         if env_id is not None:
             raw = make_training_env(replace(run, statistics=None), env_id, 1, seed)
             require_fitting_env(model, raw, env_id)
-        found = run_check(artefact, model, normalize, raw, n_observations=n_observations, n_episodes=n_episodes, seed=seed)
+        amounts = dict(n_observations=n_observations, n_episodes=n_episodes, seed=seed)
+        with progress_bars() as watch:
+            found = run_check(artefact, model, normalize, raw, watch=watch, **amounts)
     return write_checked(artefact, target, found)

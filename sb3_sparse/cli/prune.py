@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
+from sb3_sparse.cli.progress import can_show_progress
 from sb3_sparse.conversion.loading import find_model_file, load_model, save_atomically
 from sb3_sparse.conversion.sparsify import sparsify
 from sb3_sparse.conversion.untrusted import load_untrusted
@@ -43,15 +42,6 @@ def check_finetuning(model: BaseAlgorithm, n_steps: int, *, n_stored: int = 0) -
 def _n_stored(model: OffPolicyAlgorithm) -> int:
     assert model.replay_buffer is not None
     return model.replay_buffer.size() * model.n_envs
-
-
-def can_show_progress() -> bool:
-    """
-    Say whether Stable-Baselines3's progress bar can be shown.
-
-    :return: Whether its packages are there, and somebody looks at a terminal.
-    """
-    return sys.stderr.isatty() and all(importlib.util.find_spec(name) is not None for name in ("tqdm", "rich"))
 
 
 def finetune(model: BaseAlgorithm, n_steps: int) -> None:

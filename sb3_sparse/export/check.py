@@ -11,14 +11,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sb3_contrib.common.maskable.evaluation import evaluate_policy as evaluate_maskable
-from sb3_contrib.common.maskable.utils import is_masking_supported
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_sparse.export import cortex_m
 from sb3_sparse.export.artefact import Artefact, Decide, flat_observations
+from sb3_sparse.export.episodes import Watch, episode_returns, unwatched
 from sb3_sparse.export.parity import (
     DISAGREEMENT,
     Difference,
@@ -177,7 +175,9 @@ def _model_decides(model: BaseAlgorithm, normalize: VecNormalize | None) -> Deci
     return decide
 
 
-def play(predictor: _Predictor, env: VecEnv, n_episodes: int, seed: int) -> tuple[float, ...]:
+def play(
+    predictor: _Predictor, env: VecEnv, n_episodes: int, seed: int, watch: Watch = unwatched, what: str = "episodes"
+) -> tuple[float, ...]:
     """
     Play episodes.
 
@@ -185,15 +185,13 @@ def play(predictor: _Predictor, env: VecEnv, n_episodes: int, seed: int) -> tupl
     :param env: The environment, without normalisation of observations.
     :param n_episodes: How many.
     :param seed: Seed of the environment.
+    :param watch: Told of the episodes that are over.
+    :param what: What it is told that these are.
     :return: Their returns.
     """
     env.seed(seed)
-    arguments: Any = dict(n_eval_episodes=n_episodes, deterministic=True, return_episode_rewards=True, warn=False)
-    if is_masking_supported(env) and predictor.graph.chooser is not None:
-        returns, _ = evaluate_maskable(predictor, env, use_masking=True, **arguments)  # type: ignore[arg-type]
-    else:
-        returns, _ = evaluate_policy(predictor, env, **arguments)
-    return tuple(map(float, returns))  # type: ignore[arg-type]
+    maskable = predictor.graph.chooser is not None
+    return episode_returns(predictor, env, n_episodes, maskable=maskable, watch=watch, what=what)
 
 
 def _stacked(batches: list[Observations], n: int) -> Observations:
@@ -222,6 +220,7 @@ def check(
     n_observations: int = N_OBSERVATIONS,
     n_episodes: int = N_EPISODES,
     seed: int = 0,
+    watch: Watch = unwatched,
 ) -> Check:
     """
     Compare an export with the model that it was made of, and where all sums are integers with their definition, bit by bit.
@@ -233,6 +232,7 @@ def check(
     :param n_observations: Observations of each kind.
     :param n_episodes: Episodes of the model, and of the export.
     :param seed: Seed of observations and episodes.
+    :param watch: Told how far it is: in the model's episodes, in the export's, in the sets of observations.
     :return: What was found.
     :raises ImportError: If something is missing that runs the format, saying what.
     """
@@ -250,18 +250,19 @@ def check(
         decide = stack.enter_context(artefact.deciding())
         if env is not None:
             predictor = _Predictor(artefact, _model_decides(model, normalize))
-            before = play(predictor, env, n_episodes, seed)
+            before = play(predictor, env, n_episodes, seed, watch, "episodes of the model")
             masks = {"masks": np.concatenate(predictor.masks)} if predictor.masks else {}
             chosen = _stacked([*predictor.seen], n_observations)
             n_rows = sum(len(next(iter(batch.values()))) for batch in predictor.seen)
             rows = np.linspace(0, n_rows - 1, min(n_observations, n_rows)).astype(int)
             sets = {"recorded observations": (chosen, masks["masks"][rows] if masks else None), **sets}
-            after = play(_Predictor(artefact, decide), env, n_episodes, seed)
+            after = play(_Predictor(artefact, decide), env, n_episodes, seed, watch, "episodes of the export")
         else:
             notes.append("no environment is known: only random observations were compared, and no episodes played")
         comparisons = []
         half = any(layer.bits == 16 for layer in graph.layers)
-        for name, (observations, allowed) in sets.items():
+        for n_compared, (name, (observations, allowed)) in enumerate(sets.items()):
+            watch("sets of observations", n_compared, len(sets))
             expected = model_actions(model, observations, normalize, allowed)
             bound, typical, disagreement = _bounds(artefact, action_range(graph, expected), half)
             disagreement = disagreement if graph.action.kind != "box" else 1.0
@@ -281,6 +282,7 @@ def check(
                 what = f"{name}: Cortex-M, the definition"
                 comparisons.append(Comparison(what, difference(graph.action, defined, found), exact, typical, disagreement))
                 notes.append(f"{name}: {note}")
+        watch("sets of observations", len(sets), len(sets))
         if artefact.to == "cortex-m" and env is not None:
             notes.append("episodes: the same C, compiled for this machine")
     return Check(tuple(comparisons), before, after, tuple(dict.fromkeys(notes)))

@@ -167,6 +167,6 @@ def test_against_sbx(capsys, monkeypatch):
     monkeypatch.setattr(step, "_SECONDS_PER_ROUND", 0.01)
     options = ["--net", "16,16", "--batch", "8", "--rounds", "2", "--sparsity", "0.5", "--against", "sbx"]
     (rows,) = tables(capsys, "step", "--algo", "td3", "sac", "dqn", *options)
-    assert [row["variant"] for row in rows] == ["stock", "best dense", "0.5", "sbx"] * 3
+    assert [row["variant"] for row in rows] == ["stock", "best dense", "0.5", "sbx", "sbx, one by one"] * 3
     (rows,) = tables(capsys, "learn", "--env", "Pendulum-v1", "--net", "16", "--steps", "20", "--batch", "8", *options[4:])
     assert [row["variant"] for row in rows] == ["stock", "sbx", "0.5 static"]

@@ -1,8 +1,10 @@
 """``sb3-sparse card``: what the card says is true, it is written as a whole, and mistakes are answered in one line."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import yaml
+from sb3_contrib import MaskablePPO
 from stable_baselines3 import DQN, SAC, TD3
 
 from sb3_sparse import export, sparsity_report
@@ -10,7 +12,7 @@ from sb3_sparse.cli.card import command_of
 from sb3_sparse.cli.main import main
 from tests.cli.test_export import ENV, zoo_run  # noqa: F401
 from tests.export.subjects import known
-from tests.helpers import assert_refused, make_model
+from tests.helpers import RandomEnv, assert_refused, make_model
 
 
 def header_of(text):
@@ -71,6 +73,28 @@ def test_a_stock_model_and_latency(tmp_path):
     assert f"python -m sb3_sparse.benchmark latency {tmp_path}/model.zip --seed 1\n" in text
     assert "| SB3 predict |" in text
     assert not np.isnan(float(text.split("| SB3 predict | ")[1].split(" |")[0]))
+
+
+class ForbiddingEnv(RandomEnv):
+    """Allows one action, another one at each step, and rewards it."""
+
+    def __init__(self) -> None:
+        super().__init__(discrete=True)
+
+    def step(self, action):
+        allowed = bool(self.action_masks()[action])
+        observation, _, *rest = super().step(action)
+        return observation, float(allowed), *rest
+
+    def action_masks(self):
+        return np.arange(3) == self.n_steps % 3
+
+
+def test_forbidden_actions_are_forbidden_when_episodes_are_played(tmp_path, monkeypatch):
+    monkeypatch.setitem(gym.registry, "Forbidding-v0", gym.envs.registration.EnvSpec("Forbidding-v0", ForbiddingEnv))
+    make_model(MaskablePPO, env=ForbiddingEnv()).save(tmp_path / "model.zip")
+    main(["card", str(tmp_path / "model.zip"), "--env", "Forbidding-v0", "--episodes", "2"])
+    assert "10.00 +/- 0.00 (mean and standard deviation) in 2 episodes" in (tmp_path / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
