@@ -1,8 +1,12 @@
 """What a shell offers behind ``sb3-sparse`` once it has read the script that ``sb3-sparse completion`` prints."""
 
+import os
+import pty
+import select
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -61,6 +65,56 @@ def test_bash_offers(words, expected, script, tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "agent.zip").touch()
     assert set(offered(script, words, tmp_path)) == expected
+
+
+class Terminal:
+    """A zsh at a terminal, as somebody types into it."""
+
+    def __init__(self, folder, functions):
+        self.terminal, theirs = pty.openpty()
+        own = {**os.environ, "TERM": "dumb", "COLUMNS": "200", "LINES": "50"}
+        streams = dict(stdin=theirs, stdout=theirs, stderr=theirs)
+        self.shell = subprocess.Popen(["zsh", "-f", "-i"], cwd=folder, env=own, start_new_session=True, **streams)
+        os.close(theirs)
+        # The answer is not what is echoed of the question
+        self.answer(f"fpath=({functions} $fpath); autoload -Uz compinit && compinit -u -D; echo is-'ready'\n", "is-ready")
+
+    def answer(self, typed, expected):
+        """What comes back, at the latest when nothing comes any more."""
+        os.write(self.terminal, typed.encode())
+        found, deadline = "", time.monotonic() + 30
+        while expected not in found and time.monotonic() < deadline:
+            if select.select([self.terminal], [], [], 0.1)[0]:
+                found += os.read(self.terminal, 65536).decode(errors="replace")
+        return found
+
+    def close(self):
+        self.shell.kill()
+        self.shell.wait()
+        os.close(self.terminal)
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="there is no zsh")
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("tr", "sb3-sparse train "),
+        ("train --acc", "sb3-sparse train --accelerate "),
+        ("train --method rlx2/st", "sb3-sparse train --method rlx2/static "),
+        ("export --to co", "sb3-sparse export --to cortex-m "),
+        ("report ag", "sb3-sparse report agent.zip "),
+    ],
+)
+def test_zsh_completes(typed, expected, tmp_path):
+    functions = tmp_path / "functions"
+    functions.mkdir()
+    (functions / "_sb3-sparse").write_text(completion.completion_script(make_parser(), "zsh"))
+    (tmp_path / "agent.zip").touch()
+    terminal = Terminal(tmp_path, functions)
+    try:
+        assert expected in terminal.answer(f"sb3-sparse {typed}\t", expected)
+    finally:
+        terminal.close()
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh"])
