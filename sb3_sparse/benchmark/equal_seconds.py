@@ -101,6 +101,7 @@ def agent(text: str) -> Agent:
     return found
 
 
+#: Those that are compared if nobody says which.
 _AGENTS = [agent(text) for text in ("dense:256", "sbx:256", "sparse:256:0.9", "accelerated:256:0.9", "accelerated:1024:0.95")]
 
 

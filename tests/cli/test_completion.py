@@ -17,6 +17,14 @@ from tests.helpers import assert_refused
 
 
 @pytest.fixture(scope="module")
+def functions(tmp_path_factory):
+    """zsh's script, in a folder of functions."""
+    folder = tmp_path_factory.mktemp("functions")
+    (folder / "_sb3-sparse").write_text(completion.completion_script(make_parser(), "zsh"))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """bash's script, in a file."""
     file = tmp_path_factory.mktemp("completion") / "sb3-sparse"
@@ -80,7 +88,7 @@ class Terminal:
         self.answer(f"fpath=({functions} $fpath); autoload -Uz compinit && compinit -u -D; echo is-'ready'\n", "is-ready")
 
     def answer(self, typed, expected):
-        """What comes back, at the latest when nothing comes any more."""
+        """What comes back until the expected is there, or for half a minute."""
         os.write(self.terminal, typed.encode())
         found, deadline = "", time.monotonic() + 30
         while expected not in found and time.monotonic() < deadline:
@@ -105,10 +113,7 @@ class Terminal:
         ("report ag", "sb3-sparse report agent.zip "),
     ],
 )
-def test_zsh_completes(typed, expected, tmp_path):
-    functions = tmp_path / "functions"
-    functions.mkdir()
-    (functions / "_sb3-sparse").write_text(completion.completion_script(make_parser(), "zsh"))
+def test_zsh_completes(typed, expected, functions, tmp_path):
     (tmp_path / "agent.zip").touch()
     terminal = Terminal(tmp_path, functions)
     try:
