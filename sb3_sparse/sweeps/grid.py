@@ -248,8 +248,7 @@ def cells_of(grid: Grid, *, trainable: bool = True) -> list[Cell]:
                         section = _checked(problems, _section, method, given, algo, env, sparsity, steps, params)
                         if section is None:
                             continue
-                        # The dense method has stock policies
-                        if given.get("accelerate", grid.accelerate) and algorithm_of(algo) in STEPS and not is_dense:
+                        if given.get("accelerate", grid.accelerate) and algorithm_of(algo) in STEPS:
                             section = accelerated(section)
                         if trainable:
                             _checked(problems, check_trainable, algo, env, section, Path(folder))
