@@ -36,6 +36,7 @@ from stable_baselines3.common.vec_env.stacked_observations import StackedObserva
 from torch import nn
 
 from sb3_sparse.checkpoint.names import CannotEncode, Names, is_python_class, name_of
+from sb3_sparse.utils.arrays import array_of
 
 #: What lives: it is made anew by whoever goes on, and is no value.
 _LIVING = (
@@ -270,11 +271,11 @@ class Encoder:
     def _tensor(self, value: th.Tensor, path: str) -> dict[str, Any]:
         if value.layout is not th.strided or value.is_quantized:
             raise CannotEncode(path, f"a {value.layout} tensor")
-        plain = value.detach().cpu().contiguous()
+        plain = value.detach()
         node = {"$": "tensor", "dtype": str(plain.dtype).removeprefix("torch.")}
         if plain.dtype in (th.bfloat16,):
             plain = plain.view(th.int16)
-        return {**node, "at": self.array(plain.numpy(), path)}
+        return {**node, "at": self.array(array_of(plain), path)}
 
     def _generator(self, value: np.random.Generator | np.random.RandomState, path: str) -> dict[str, Any]:
         if isinstance(value, np.random.RandomState):

@@ -14,6 +14,7 @@ from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.export.staircase import staircase
 from sb3_sparse.nn.integer_layers import convolution_of, integer_layer
 from sb3_sparse.nn.layers import SparseConv2d, SparseLayer, SparseLinear
+from sb3_sparse.utils.arrays import array_of
 from sb3_sparse_runtime.operations import Activate, Concatenate, Convolve, Flatten, Layer, Linear, Operation, Quantize
 
 #: What has no effect when a policy is used.
@@ -189,7 +190,7 @@ def layer_fields(module: Any, name: str) -> dict[str, Any]:
     else:
         values = dict(weight=as_float32(module.weight, name))
     if isinstance(module, SparseLayer):
-        values["mask"] = module.weight_mask.cpu().numpy().copy()
+        values["mask"] = array_of(module.weight_mask)
     return {**values, "bias": None if module.bias is None else as_float32(module.bias, name)}
 
 
@@ -202,7 +203,7 @@ def as_float32(tensor: th.Tensor, name: str) -> np.ndarray:
     :return: A copy, float32.
     :raises ValueError: If they are not finite.
     """
-    array = tensor.detach().float().cpu().numpy().copy()
+    array = array_of(tensor.float())
     if not np.isfinite(array).all():
         raise ValueError(f"{name} has values that are not finite: its training has diverged")
     return array

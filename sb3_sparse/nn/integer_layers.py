@@ -17,6 +17,7 @@ from sb3_sparse.quantization.integer import (
     quantize_weights,
     weight_scales,
 )
+from sb3_sparse.utils.arrays import array_of
 
 
 def convolution_of(layer: nn.Conv2d) -> Convolution:
@@ -52,7 +53,7 @@ def integer_layer(layer: SparseLayer, name: str = "the layer") -> IntegerLayer:
         raise ValueError(f"{name} is not quantized")
     if not quantizer.is_ready:
         raise ValueError(f"{name} has no range for its inputs yet: it has been in no training step since it was quantized")
-    weight = layer.weight.detach().float().cpu().numpy().copy()
+    weight = array_of(layer.weight.float())
     if not np.isfinite(weight).all():
         raise ValueError(f"{name} has weights that are not finite: its training has diverged")
     scales = weight_scales(weight, quantizer.weight_bits)
@@ -64,7 +65,7 @@ def integer_layer(layer: SparseLayer, name: str = "the layer") -> IntegerLayer:
     return IntegerLayer(
         weight=quantize_weights(weight, scales, quantizer.weight_bits),
         weight_scales=scales,
-        bias=None if bias is None else bias.detach().float().cpu().numpy().copy(),
+        bias=None if bias is None else array_of(bias.float()),
         weight_bits=quantizer.weight_bits,
         input_bits=quantizer.input_bits,
         input_scale=scale,
