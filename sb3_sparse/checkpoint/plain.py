@@ -461,7 +461,8 @@ class Decoder:
         return value.reshape(node["shape"])
 
     def _tensor(self, node: Any, live: Any) -> th.Tensor:
-        plain, dtype = th.from_numpy(np.array(self.arrays[node["at"]])), getattr(th, node["dtype"])
+        # Of memory of its own, which is torch's: the kernels do not trust an array's, see array_of()
+        plain, dtype = th.tensor(self.arrays[node["at"]]), getattr(th, node["dtype"])
         value = plain.view(dtype) if plain.dtype != dtype else plain
         if isinstance(live, th.Tensor) and live.shape == value.shape and live.dtype == value.dtype:
             with th.no_grad():

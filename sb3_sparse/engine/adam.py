@@ -18,7 +18,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from sb3_sparse.engine.gradients import addresses_of
 from sb3_sparse.engine.parameter import plain_grad
 from sb3_sparse.engine.sequence import SparseSequential
-from sb3_sparse.engine.survivors import Survivors, can_read, is_private
+from sb3_sparse.engine.survivors import Survivors, can_read, is_alone
 from sb3_sparse.nn.layers import SparseLayer
 
 
@@ -34,7 +34,9 @@ def _is_alone(state: dict[str, Any], parameter: th.Tensor) -> bool:
     for key in ("exp_avg", "exp_avg_sq"):
         moment = state[key]
         storage = moment.untyped_storage()
-        if sys.getrefcount(moment) > 3 or not is_private(storage._cdata, storage.resizable):
+        # An array of it that is gone does not matter: who takes one goes by `state`, and no moments are held then. What was
+        # loaded looks as if there had been one.
+        if sys.getrefcount(moment) > 3 or not is_alone(storage._cdata):
             return False
         if moment.dtype != parameter.dtype or not moment.is_cpu or not moment.is_contiguous() or moment.is_inference():
             return False

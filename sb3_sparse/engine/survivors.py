@@ -29,20 +29,27 @@ _use_count: Callable[[int], int] = getattr(th._C, "_storage_Use_Count", lambda s
 _data_ptr = th.Tensor.data_ptr
 
 
-def is_private(storage: int, resizable: Callable[[], bool]) -> bool:
+def is_alone(storage: int) -> bool:
     """
-    Find out whether nobody else has access to a tensor's memory.
+    Find out whether nobody else holds a tensor's memory now, by another tensor or an array.
 
     :param storage: Its storage, as C++ knows it; the tensor and the caller's storage object hold it.
-    :param resizable: That object's method: an array that was made of the memory leaves it fixed in size, for good.
     :return: False if somebody else may write to it unseen.
     """
-    return _use_count(storage) == 2 and resizable()
+    return _use_count(storage) == 2
+
+
+def _is_private(storage: int, resizable: Callable[[], bool]) -> bool:
+    """
+    Whether nobody else had access to a weight's memory, not even for a moment: an array that was made of it leaves it fixed
+    in size for good, and may have been written to and thrown away since.
+    """
+    return is_alone(storage) and resizable()
 
 
 def _is_untouched(weight: SurvivorParameter, version: int, storage: int, resizable: Callable[[], bool]) -> bool:
     """Whether a weight has certainly not been written to since it had a version."""
-    return weight._version == version and not weight.aliased and is_private(storage, resizable)
+    return weight._version == version and not weight.aliased and _is_private(storage, resizable)
 
 
 def make_network(layers: Sequence[SparseLayer], activations: Sequence[int]) -> Any:
@@ -155,7 +162,7 @@ class Survivors:
     def _is_aliased(self, index: int) -> bool:
         """Whether somebody else has access to a weight's memory, now or for good."""
         _, weight, storage, resizable = self._watched[index]
-        return weight.always_aliased or not is_private(storage, resizable)
+        return weight.always_aliased or not _is_private(storage, resizable)
 
     def knows(self, index: int) -> bool:
         """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,13 @@ from sb3_sparse import (
     SparsityLogger,
     accelerate,
     export,
+    load_untrusted,
+    resume,
     sparse_policy,
     sparsity_report,
     to_stock,
 )
+from sb3_sparse.engine.adam import SurvivorAdam
 from sb3_sparse.runs.costs import costs, input_use, latency
 from tests.engine.networks import needs_kernels
 from tests.helpers import make_model
@@ -32,14 +37,19 @@ pytestmark = needs_kernels
 
 
 def shared(model: Any) -> list[str]:
-    """What of a model's networks and optimizers the kernels would read anew for every pass, for good."""
+    """Networks that the kernels would read anew for every pass for good, and optimizers that go over all of their weights."""
     policy = sparse_policy(model)
-    tensors = dict(policy.named_parameters())
+    found = [name for name, weight in policy.named_parameters() if not th.Tensor.untyped_storage(weight).resizable()]
+    step = model.num_timesteps
+    model.learn(2, reset_num_timesteps=False)
+    assert model.num_timesteps > step
     for name, optimizer in policy.sparsifier.optimizers.items():
-        # Not by state_dict(), which would write moments back
-        for index, state in enumerate(vars(optimizer)["state"].values()):
-            tensors |= {f"{name} {index} {key}": value for key, value in state.items() if key.startswith("exp_avg")}
-    return [name for name, tensor in tensors.items() if not th.Tensor.untyped_storage(tensor).resizable()]
+        assert isinstance(optimizer, SurvivorAdam)
+        # Torch runs what is quantized, and knows all of its gradients
+        quantized = any(layer.quantizer is not None for part in optimizer.parts for layer in part.layers)
+        if not quantized and {*vars(optimizer)["_held"]} != {part.survivors() for part in optimizer.parts}:
+            found.append(name)
+    return found
 
 
 LOOKS: dict[str, Callable[[Any, Path], Any]] = {
@@ -86,3 +96,43 @@ def test_callbacks_leave_no_trace(model, updaters, tmp_path):
     model.learn(40, callback=[*UPDATERS[updaters](), SparsityLogger(), checkpoint])
     assert list((tmp_path / "run").glob("checkpoints/step-*")) != []
     assert shared(model) == []
+
+
+def load(model: Any, folder: Path) -> Any:
+    model.save(folder / "model")
+    return type(model).load(folder / "model")
+
+
+def load_parameters(model: Any, folder: Path) -> Any:
+    model.set_parameters(model.get_parameters())
+    return model
+
+
+def load_as_data(model: Any, folder: Path) -> Any:
+    model.save(folder / "model")
+    loaded = load_untrusted(folder / "model.zip")
+    loaded.replay_buffer = model.replay_buffer
+    return loaded
+
+
+def go_on(model: Any, folder: Path) -> Any:
+    checkpoint = RunCheckpoint(every=7, folder=folder / "run", keep=100, signals=False)
+    model.learn(40, callback=[RigL(5, 0.3), checkpoint])
+    shutil.rmtree(max((folder / "run" / "checkpoints").glob("step-*")))
+    return resume(folder / "run", model.get_env())
+
+
+RETURNS: dict[str, Callable[[Any, Path], Any]] = {
+    "loaded": load,
+    "given parameters": load_parameters,
+    "loaded as data": load_as_data,
+    "copied": lambda model, folder: deepcopy(model),
+    "resumed": go_on,
+}
+
+
+@pytest.mark.parametrize("how", RETURNS)
+def test_who_comes_back_has_memory_of_its_own(model, how, tmp_path):
+    returned = RETURNS[how](model, tmp_path)
+    returned.set_env(model.get_env())
+    assert shared(returned) == []
