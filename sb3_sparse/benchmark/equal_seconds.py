@@ -76,6 +76,12 @@ class Agent:
     def __str__(self) -> str:
         return f"{self.kind}:{self.width}" + (f":{self.sparsity:g}" if self.has_sparse_policy else "")
 
+    @property
+    def title(self) -> str:
+        """The same for people."""
+        kind = {DENSE: "stock", SBX: "SBX (JAX)"}.get(self.kind) or (f"{100 * self.sparsity:g} %" if self.sparsity else "dense")
+        return f"{kind}, {self.width} wide" + (", accelerated" if self.kind == ACCELERATED else "")
+
 
 def agent(text: str) -> Agent:
     """
@@ -249,7 +255,7 @@ def seconds_table(points: Sequence[Point]) -> str:
     lines = [
         [
             f"{algo}, {env}",
-            name,
+            agent(name).title,
             updater or "-",
             f"{budget:,.0f}",
             f"{fmean(point.mean_return for point in mine):,.0f}",
@@ -296,7 +302,7 @@ def draw(points: Sequence[Point], output: str | Path) -> list[Path]:
                 axes.plot(
                     [fmean(point.seconds for point in some) for some in together],
                     [fmean(point.mean_return for point in some) for some in together],
-                    label=name,
+                    label=agent(name).title,
                     linewidth=1.6,
                     **look,
                 )

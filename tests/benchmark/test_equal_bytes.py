@@ -135,15 +135,19 @@ def test_points_that_will_not_do(tmp_path, text, message):
 def test_the_grids_of_the_documentation(tmp_path):
     pytest.importorskip("mujoco")
     folder = RESULTS / "equal_bytes"
-    rows = rows_of_grids([folder / "grid_wide.yml", folder / "grid_narrow.yml"], tmp_path, lambda cell: 0.0)
+    rows = rows_of_grids([folder / "grid.yml"], tmp_path, lambda cell: 0.0)
     for env in ("HalfCheetah-v4", "Hopper-v4"):
         labels = {label for algo, one, label in rows if (algo, one) == ("sac", env)}
         assert labels == {
             "dense",
-            *(f"{bits} bits {sparsity} %" for bits in (8, 4, 3) for sparsity in (90, 95, 98)),
+            *(f"{sparsity} % {bits} bits" for sparsity in (90, 95, 98) for bits in (8, 4, 3)),
             *(f"{width} wide {bits} bits" for width in (64, 32, 16) for bits in (8, 4, 3)),
         }
     for (_, _, label), row in rows.items():
+        kwargs = row.cell.section["policy_kwargs"]
+        assert kwargs["sparsity"] == {"actor": 0.0, "critic": 0.9}
+        width = int((re.match(r"(\d+) wide", label) or [0, 256])[1])
+        assert kwargs.get("net_arch", {"pi": [256, 256], "qf": [256, 256]}) == {"pi": [width, width], "qf": [256, 256]}
         quantization = [one for one in row.cell.section.get("callback") or [] if "sb3_sparse.QuantizationAware" in one]
         if label != "dense":
             ((kwargs,),) = (one.values() for one in quantization)

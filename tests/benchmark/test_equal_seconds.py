@@ -92,7 +92,7 @@ def test_trains_draws_and_does_nothing_twice(algo, tmp_path, capsys, monkeypatch
 def test_the_table_by_hand():
     points = [POINT, replace(POINT, seconds=10.0, steps=300, mean_return=-1.0)]
     points += [replace(point, seed=2, steps=point.steps + 100) for point in points]
-    assert "| sac, Pendulum-v1 | dense:8 | - | 10 | -1 | 2 | 350 | 35 |" in seconds_table(points)
+    assert "| sac, Pendulum-v1 | stock, 8 wide | - | 10 | -1 | 2 | 350 | 35 |" in seconds_table(points)
 
 
 def test_seeds_of_different_length_are_drawn(tmp_path):
@@ -130,6 +130,14 @@ def test_agents():
         Agent("accelerated", 64, 0.0),
     ]
     assert str(agent("sparse:1024:0.950")) == "sparse:1024:0.95"
+    texts = ("dense:256", "sbx:256", "sparse:1024:0.95", "accelerated:256:0.9", "accelerated:256:0")
+    assert [agent(text).title for text in texts] == [
+        "stock, 256 wide",
+        "SBX (JAX), 256 wide",
+        "95 %, 1024 wide",
+        "90 %, 256 wide, accelerated",
+        "dense, 256 wide, accelerated",
+    ]
 
 
 def test_refusals(tmp_path, capsys):
