@@ -1,9 +1,11 @@
 """What runs the pages of the documentation is right."""
 
 import re
+from statistics import fmean
 
 import pytest
 
+from sb3_sparse.benchmark.equal_seconds import agent, read_points
 from tests.documentation import ROOT, Block, blocks_of, run_page
 
 PAGE = """
@@ -118,3 +120,20 @@ def test_the_front_pages_say_what_was_measured():
     )
     landing = " ".join((ROOT / "docs/index.md").read_text().split())
     assert f"TD3 on Hopper-v4 makes {td3} times stock's steps per second, and SAC {sac} times" in landing
+
+
+def test_equal_seconds_are_those_that_are_kept():
+    last = {point.key: point for point in read_points(ROOT / "docs/results/equal_seconds/HalfCheetah-v4.csv")}.values()
+    means = {}
+    page = (ROOT / "docs/guide/evidence.md").read_text()
+    for name in dict.fromkeys(point.agent for point in last):
+        mine = [point for point in last if point.agent == name]
+        mean, steps = (fmean(getattr(point, what) for point in mine) for what in ("mean_return", "steps"))
+        means[name], speed = f"{mean:,.0f}", fmean(point.steps / point.seconds for point in mine)
+        single = ", ".join(f"{point.mean_return:,.0f}" for point in mine)
+        assert f"| {agent(name).title} | {mean:,.0f} ({single}) | {steps:,.0f} | {speed:.0f} |" in page, name
+    landing = " ".join((ROOT / "docs/index.md").read_text().split())
+    assert (
+        f"TD3 on HalfCheetah-v4 with 90 % zeros returns {means['accelerated:256:0.9']}; Stable-Baselines3 in JAX returns "
+        f"{means['sbx:256']}, and stock {means['dense:256']}"
+    ) in landing

@@ -215,7 +215,7 @@ def draw(points: Sequence[Mapping[str, Any]], published: Sequence[Published], ou
             title = f"{algorithm.upper()}, {environment}, {mine[0]['steps']:,} steps, {'-'.join(map(str, n_seeds))} seeds"
             _draw(axes, mine, [one for one in published if one.environment == environment], title)
 
-    return write_figure(output, (5.2 * len(tasks), 4.2), fill)
+    return write_figure(output, (5.4 * len(tasks), 4.6), fill, legend_columns=2 * len(tasks))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

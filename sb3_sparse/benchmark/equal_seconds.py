@@ -79,7 +79,8 @@ class Agent:
     @property
     def title(self) -> str:
         """The same for people."""
-        kind = {DENSE: "stock", SBX: "SBX (JAX)"}.get(self.kind) or (f"{100 * self.sparsity:g} %" if self.sparsity else "dense")
+        weights = f"{100 * self.sparsity:g} %" if self.sparsity else "dense"
+        kind = {DENSE: "stock", SBX: "SBX (JAX)"}.get(self.kind, weights)
         return f"{kind}, {self.width} wide" + (", accelerated" if self.kind == ACCELERATED else "")
 
 
@@ -108,7 +109,10 @@ def agent(text: str) -> Agent:
 
 
 #: Those that are compared if nobody says which.
-_AGENTS = [agent(text) for text in ("dense:256", "sbx:256", "sparse:256:0.9", "accelerated:256:0.9", "accelerated:1024:0.95")]
+_AGENTS = [
+    *(agent("dense:256"), agent("sbx:256"), agent("accelerated:256:0")),
+    *(agent("sparse:256:0.9"), agent("accelerated:256:0.9"), agent("accelerated:1024:0.95")),
+]
 
 
 @dataclass(frozen=True)
@@ -311,7 +315,9 @@ def draw(points: Sequence[Point], output: str | Path) -> list[Path]:
             axes.set_title(f"{algo.upper()}, {env}, {len({point.seed for point in mine})} seeds", fontsize=9)
             plain_axes(axes)
 
-    return write_figure(output, (4.9 * min(len(tasks), 2), 3.6 * math.ceil(len(tasks) / 2) + 0.4), fill)
+    columns = min(len(tasks), 2)
+    size = (5.4 * columns, 3.6 * math.ceil(len(tasks) / columns) + 0.7)
+    return write_figure(output, size, fill, legend_columns=2 * columns)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -81,7 +81,7 @@ def test_trains_draws_and_does_nothing_twice(algo, tmp_path, capsys, monkeypatch
     assert [point.updater for point in points] == [""] * 2 + ["rigl"] * 4
     assert [(point.seconds, point.steps) for point in points] == [(100.0, 100), (200.0, 200)] * 3
     assert len(accelerated) == 1
-    assert "dense:8" in (tmp_path / "figure.svg").read_text()
+    assert "stock, 8 wide" in (tmp_path / "figure.svg").read_text()
     before = file.read_bytes()
     capsys.readouterr()
     main(arguments)
