@@ -272,17 +272,21 @@ def _number(value: float, digits: int = 0) -> str:
     return "-" if math.isnan(value) else f"{value:,.{digits}f}"
 
 
+def _name(one: Mapping[str, Any]) -> str:
+    return f"{one['claim']} ({one['algorithm']}, {one['environment']}; {one['source']})"
+
+
 def claims_markdown(table: Sequence[Mapping[str, Any]]) -> str:
     """
-    The claims to read.
+    The claims to read: a table of those that something can be said about, and a list of the pending ones.
 
     :param table: What :func:`claims_table` gave.
-    :return: A Markdown table.
+    :return: Markdown.
     """
     header = ["claim", "published", "ours, kept", "95 % interval", "seeds", "return", "of the reference", "verdict"]
     lines = [
         [
-            f"{one['claim']} ({one['algorithm']}, {one['environment']}; {one['source']})",
+            _name(one),
             one["published"],
             "-" if math.isnan(one["kept"]) else f"{100 * one['kept']:.1f} %",
             interval(100 * one["kept_low"], 100 * one["kept_high"]),
@@ -292,8 +296,11 @@ def claims_markdown(table: Sequence[Mapping[str, Any]]) -> str:
             one["verdict"],
         ]
         for one in table
+        if one["verdict"] != PENDING
     ]
-    return markdown(header, lines)
+    pending = [f"* {_name(one)}; published: {one['published']}" for one in table if one["verdict"] == PENDING]
+    parts = [markdown(header, lines)] if lines else []
+    return "\n".join([*parts, *(["Pending:", "", *pending, ""] if pending else [])])
 
 
 def public_markdown(table: Sequence[Mapping[str, Any]]) -> str:
