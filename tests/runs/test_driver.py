@@ -203,7 +203,19 @@ def test_a_killed_driver_leaves_no_orphans_and_is_continued(number, tmp_path):
     folder = tmp_path / "runs"
     command = [sys.executable, str(program), str(folder)]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen([*command, "60"], env=env, start_new_session=True, stderr=subprocess.PIPE, text=True)
+
+    def as_in_a_terminal() -> None:
+        # Tests that run under nohup ignore it, and so would the program
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    first = subprocess.Popen(
+        [*command, "60"],
+        env=env,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_in_a_terminal,
+    )
     files = wait_until(lambda: (found := list(folder.glob("*/begun"))) and len(found) == 4 and found)
     pids = {int(line) for file in files for line in wait_until(file.read_text).split()}
     if number == signal.SIGKILL:
