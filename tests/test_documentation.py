@@ -1,5 +1,6 @@
 """What runs the pages of the documentation is right."""
 
+import csv
 import re
 from statistics import fmean
 
@@ -120,6 +121,23 @@ def test_the_front_pages_say_what_was_measured():
     )
     landing = " ".join((ROOT / "docs/index.md").read_text().split())
     assert f"TD3 on Hopper-v4 makes {td3} times stock's steps per second, and SAC {sac} times" in landing
+
+
+def test_parts_of_rlx2_are_those_that_are_kept():
+    with (ROOT / "docs/results/claims/runs.csv").open(newline="") as file:
+        returns = {
+            row["method"]: float(row["return"])
+            for row in csv.DictReader(file)
+            if (row["algorithm"], row["environment"], row["seed"]) == ("td3", "HalfCheetah-v4", "1")
+        }
+    page = (ROOT / "docs/guide/evidence.md").read_text()
+    rows = {"dense": "dense", "static": "static masks", "RigL": "RigL alone"}
+    rows |= {"rlx2": "RigL, delayed 3-step targets, dynamic replay capacity (`rlx2`)"}
+    for method, text in rows.items():
+        assert f"| {text} | {returns[method]:,.0f} |" in page, method
+    alone, all_of_it = (round(100 * returns[method] / returns["dense"]) for method in ("RigL", "rlx2"))
+    method_page = " ".join((ROOT / "docs/methods/rlx2.md").read_text().split())
+    assert f"RigL alone returns {alone} % of what dense returns, all of RLx2 {all_of_it} %" in method_page
 
 
 def test_equal_seconds_are_those_that_are_kept():

@@ -110,8 +110,8 @@ def agent(text: str) -> Agent:
 
 #: Those that are compared if nobody says which.
 _AGENTS = [
-    *(agent("dense:256"), agent("sbx:256"), agent("accelerated:256:0")),
-    *(agent("sparse:256:0.9"), agent("accelerated:256:0.9"), agent("accelerated:1024:0.95")),
+    agent(text)
+    for text in ["dense:256", "sbx:256", "accelerated:256:0", "sparse:256:0.9", "accelerated:256:0.9", "accelerated:1024:0.95"]
 ]
 
 
@@ -162,7 +162,13 @@ def read_points(file: str | Path) -> list[Point]:
     :raises FileNotFoundError: If there is no such file.
     :raises ValueError: For other columns, or values that cannot be read.
     """
-    return [point for _, point in read_rows(file, Point, "evaluations")]
+    rows = read_rows(file, Point, "evaluations")
+    for where, point in rows:
+        try:
+            agent(point.agent)
+        except argparse.ArgumentTypeError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return [point for _, point in rows]
 
 
 class Stopwatch(BaseCallback):

@@ -44,7 +44,8 @@ def _is_private(storage: int, resizable: Callable[[], bool]) -> bool:
     Whether nobody else had access to a weight's memory, not even for a moment: an array that was made of it leaves it fixed
     in size for good, and may have been written to and thrown away since.
     """
-    return is_alone(storage) and resizable()
+    # As is_alone(), without its call: this comes before every pass, for every weight
+    return _use_count(storage) == 2 and resizable()
 
 
 def _is_untouched(weight: SurvivorParameter, version: int, storage: int, resizable: Callable[[], bool]) -> bool:

@@ -144,10 +144,11 @@ def test_the_grids_of_the_documentation(tmp_path):
             *(f"{width} wide {bits} bits" for width in (64, 32, 16) for bits in (8, 4, 3)),
         }
     for (_, _, label), row in rows.items():
-        kwargs = row.cell.section["policy_kwargs"]
-        assert kwargs["sparsity"] == {"actor": 0.0, "critic": 0.9}
+        policy_kwargs = row.cell.section["policy_kwargs"]
+        assert policy_kwargs["sparsity"] == {"actor": 0.0, "critic": 0.9}
         width = int((re.match(r"(\d+) wide", label) or [0, 256])[1])
-        assert kwargs.get("net_arch", {"pi": [256, 256], "qf": [256, 256]}) == {"pi": [width, width], "qf": [256, 256]}
+        net_arch = policy_kwargs.get("net_arch", {"pi": [256, 256], "qf": [256, 256]})
+        assert net_arch == {"pi": [width, width], "qf": [256, 256]}
         quantization = [one for one in row.cell.section.get("callback") or [] if "sb3_sparse.QuantizationAware" in one]
         if label != "dense":
             ((kwargs,),) = (one.values() for one in quantization)

@@ -10,6 +10,7 @@ from stable_baselines3 import SAC
 from sb3_sparse import accelerate
 from sb3_sparse.benchmark import equal_seconds
 from sb3_sparse.benchmark.__main__ import main
+from sb3_sparse.benchmark.csv_files import write_rows
 from sb3_sparse.benchmark.equal_seconds import Agent, Point, Stopwatch, agent, draw, read_points, seconds_table
 from tests.helpers import make_model
 
@@ -142,10 +143,12 @@ def test_agents():
 
 def test_refusals(tmp_path, capsys):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    write_rows(tmp_path / "agent.csv", Point, [POINT, replace(POINT, agent="dense:wide")])
     for arguments, said in (
         (["-o", str(tmp_path / "none" / "x.csv")], "there is no folder"),
         (["-o", str(tmp_path / "other.csv")], "has the columns a, b; a file of evaluations has algorithm, environment"),
         (["-o", str(tmp_path / "new.csv"), "--only-draw"], "has nothing yet"),
+        (["-o", str(tmp_path / "agent.csv"), "--only-draw"], "agent.csv, line 3: an agent is dense:WIDTH, sbx:WIDTH"),
     ):
         with pytest.raises(SystemExit):
             main(["equal-seconds", *arguments])

@@ -28,10 +28,11 @@ from sb3_sparse import (
     sparsity_report,
     to_stock,
 )
+from sb3_sparse.analysis.integer_forward import integer_forward
 from sb3_sparse.engine.adam import SurvivorAdam
 from sb3_sparse.runs.costs import costs, input_use, latency
 from tests.engine.networks import needs_kernels
-from tests.helpers import make_model
+from tests.helpers import make_model, observations
 
 pytestmark = needs_kernels
 
@@ -86,6 +87,13 @@ def test_an_array_would_be_seen(model):
     name, weight = next(iter(model.policy.named_parameters()))
     weight.detach().numpy()
     assert shared(model) == [name]
+
+
+def test_integers_leave_no_trace(model, tmp_path):
+    model.learn(20, callback=QuantizationAware(8, start=0.0))
+    integer_forward(model, observations(model))
+    export(model, tmp_path / "policy.onnx")
+    assert shared(model) == []
 
 
 UPDATERS: dict[str, Callable[[], list[BaseCallback]]] = {

@@ -114,7 +114,10 @@ def test_what_has_not_been_trained_is_pending(folder):
     (judged,) = claims_table(read_claims(folder / "claims.yml")[0], rows)
     assert (judged["verdict"], judged["seeds"], judged["reference_return"]) == ("pending", 0, 10.0)
     assert math.isnan(judged["kept"])
-    assert claims_markdown([judged]).startswith("Pending:\n\n* static keeps it (sac, Pendulum-v1; us); published: ")
+    assert (
+        claims_markdown([judged])
+        == f"Pending:\n\n* static keeps it (sac, Pendulum-v1; us); published: {judged['published']}\n"
+    )
 
 
 def test_one_name_for_two_trainings_is_refused(folder):
@@ -215,9 +218,11 @@ def test_tables_in_the_documentation_are_those_of_the_results_that_are_kept(tmp_
     found, kept = (list(csv.DictReader(io.StringIO((one / "claims.csv").read_text()))) for one in (tmp_path, folder))
     for name in ("claim", "method", "reference", "seeds", "return", "verdict"):
         assert [row[name] for row in found] == [row[name] for row in kept], name
-    assert [line.count("|") for line in (tmp_path / "claims.md").read_text().splitlines()] == [
-        line.count("|") for line in (folder / "claims.md").read_text().splitlines()
-    ]
+    # Of a table's rows the bars, of all other lines the text
+    found_lines, kept_lines = ((one / "claims.md").read_text().splitlines() for one in (tmp_path, folder))
+    for found_line, kept_line in zip(found_lines, kept_lines, strict=True):
+        assert found_line.count("|") == kept_line.count("|")
+        assert found_line == kept_line or found_line.startswith("|")
 
 
 def test_results_in_the_documentation_are_of_its_grids():
