@@ -83,13 +83,9 @@ class Train:
             self._step = None
             self._say(str(error))
             return self._stock(gradient_steps, batch_size)
-        if gradient_steps != 1 and getattr(model, "target_update_interval", 1) != 1 and hasattr(model, "ent_coef"):
-            # Which of its steps update the targets only stock train() knows
-            self._say("`gradient_steps` is not 1 and SAC's `target_update_interval` is not 1")
-            return self._stock(gradient_steps, batch_size)
         step.begin()
         model._update_learning_rate(step.optimizers())
-        for _ in range(gradient_steps):
+        for step.index in range(gradient_steps):
             self._make(step, batch_size)
         step.log()
         return None
@@ -122,7 +118,8 @@ class Train:
         if samples is not None:
             model.replay_buffer = Handed(buffer, samples)
         try:
-            self._stock(1, batch_size)
+            with step.as_only_one():
+                self._stock(1, batch_size)
         finally:
             model.replay_buffer = buffer
         for name, noted in step.values.items():

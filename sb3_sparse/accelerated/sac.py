@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import isfinite
 from typing import Any
 
@@ -21,6 +23,21 @@ from sb3_sparse.policies.threads import kind_of
 
 #: What the kernels compute with, see kernels.h.
 _EPSILON, _LOG_STD = 1e-6, (-20, 2)
+
+
+class _Counted:
+    """
+    Stands in for ``target_update_interval`` in a ``train()`` that makes one of several steps, which it takes for the first.
+
+    :param interval: The interval.
+    :param index: Which one it makes.
+    """
+
+    def __init__(self, interval: int, index: int) -> None:
+        self._interval, self._index = interval, index
+
+    def __rmod__(self, gradient_step: int) -> int:
+        return (gradient_step + self._index) % self._interval
 
 
 class SACStep(ActorCriticStep):
@@ -108,9 +125,19 @@ class SACStep(ActorCriticStep):
         self.train_critic.step()
         self.note("actor_loss", self._actor_loss(drawn, noise, coefficient, n_threads))
         self.train_actor.step()
-        # Where it is not at every step, stock train() runs
-        self.average(self.targets, self.critics, model.tau)
+        if self.index % model.target_update_interval == 0:
+            self.average(self.targets, self.critics, model.tau)
         return True
+
+    @contextmanager
+    def as_only_one(self) -> Iterator[None]:
+        model = self.model
+        interval = model.target_update_interval
+        model.target_update_interval = _Counted(interval, self.index)
+        try:
+            yield
+        finally:
+            model.target_update_interval = interval
 
     def _refuse(self) -> None:
         """Refuse what the stock distribution refuses: means and standard deviations that are not numbers."""

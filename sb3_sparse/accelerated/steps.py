@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,8 @@ class Step(ABC):
         self.sampler = Sampler(model, n_actions)
         #: Whether nobody but the algorithm changes the networks in this step.
         self.alone = False
+        #: Which of the gradient steps of the present ``train()`` the coming one is, from 0 on.
+        self.index = 0
         #: Values of the present ``train()`` by what they are logged as.
         self.values: dict[str, list[float]] = {}
 
@@ -114,6 +117,10 @@ class Step(ABC):
 
         :return: False, and nothing is done and no random number drawn, if the kernels cannot run it.
         """
+
+    def as_only_one(self) -> AbstractContextManager[None]:
+        """While stock ``train()`` makes the coming step alone, as if it made those before it too."""
+        return nullcontext()
 
     def optimizers(self) -> Any:
         """Optimizers whose learning rate stock ``train()`` sets."""

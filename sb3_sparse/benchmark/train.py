@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,12 @@ from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
 
 #: What changes masks: a hundred updates in the whole training, each of half of the weights at first, as tuning's default.
-UPDATERS: dict[str, type[SET] | None] = {"static": None, "set": SET, "rigl": RigL}
+UPDATERS: dict[str, Callable[..., SET] | None] = {
+    "static": None,
+    "set": SET,
+    "set-own": partial(SET, target="own_topk"),
+    "rigl": RigL,
+}
 _N_UPDATES = 100
 #: Of TD3's exploration, as in its paper and rl-zoo3's configurations.
 _NOISE = 0.1

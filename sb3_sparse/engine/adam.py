@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_sparse.engine.gradients import addresses_of
-from sb3_sparse.engine.parameter import plain_grad
+from sb3_sparse.engine.parameter import LazyGradParameter, plain_grad
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.engine.survivors import Survivors, can_read, is_alone
 from sb3_sparse.nn.layers import SparseLayer
@@ -121,7 +121,8 @@ class SurvivorAdam(Adam):
             optimizer.release()
             in_sequences = {layer for sequence in sequences for layer in sequence.layers}
             separate = [layer for layer in layers if layer not in in_sequences]
-            optimizer.parts = [*sequences, *([SeparateLayers(separate)] if separate else [])]
+            present = [part for part in optimizer.parts if isinstance(part, SeparateLayers) and part.layers == separate]
+            optimizer.parts = [*sequences, *(present or ([SeparateLayers(separate)] if separate else []))]
             optimizer.over_survivors, optimizer._rest = False, SurvivorAdam._rest
 
     # --- State ---
@@ -201,7 +202,9 @@ class SurvivorAdam(Adam):
             part.forget_gradients()
         for group in self.param_groups:
             for parameter in group["params"]:
-                if plain_grad(parameter) is not None:
+                # Gradients may wait of survivors that are no part's any more
+                waits = isinstance(parameter, LazyGradParameter) and parameter.gradient_waits()
+                if waits or plain_grad(parameter) is not None:
                     parameter.grad = None
 
     def _options(self) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 module: Any = None
 _REASON = ""
 #: As in ``src/bindings.cpp``.
-_INTERFACE = 3
+_INTERFACE = 4
 try:
     module = importlib.import_module("sb3_sparse.engine._native")
     if getattr(module, "INTERFACE", 1) != _INTERFACE:

@@ -113,6 +113,8 @@ class SurvivorParameter(LazyGradParameter):
         assert self.survivors is not None
         assert other.survivors is not None
         own, others = self.survivors.layers[self.place], other.survivors.layers[other.place]
+        if own.own_pattern is not None or others.own_pattern is not None:
+            return False  # what survives is more than the mask
         versions = (other.survivors, own.mask_version, others.mask_version)
         if self.agreed != versions:
             if not th.equal(own.weight_mask, others.weight_mask):

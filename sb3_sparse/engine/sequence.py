@@ -15,6 +15,7 @@ from sb3_sparse.engine import native
 from sb3_sparse.engine.autograd import run_native
 from sb3_sparse.engine.choice import Choice
 from sb3_sparse.engine.locks import make_lock
+from sb3_sparse.engine.settle import only_settles, settle, settles_natively
 from sb3_sparse.engine.survivors import ACTIVATIONS, SUPPORTED_DTYPES, Survivors, can_read
 from sb3_sparse.nn.layers import SparseLinear
 
@@ -63,7 +64,8 @@ class SparseSequential(nn.Sequential):
 
     The native kernels run it when the engine is to be used (see :class:`~sb3_sparse.engine.choice.Choice`) and the input is
     a float32 or float64 matrix on the CPU; torch runs it otherwise: while something hooks into it, traces or compiles it,
-    while an updater wants dense gradients, where a target layer settles on a mask of its own, and once a layer is quantized.
+    while an updater wants dense gradients, where a target layer has an N:M or block mask of its own, and once a layer is
+    quantized.
     """
 
     layers: list[SparseLinear]
@@ -118,6 +120,8 @@ class SparseSequential(nn.Sequential):
 
     def survivors(self) -> Survivors | None:
         """The survivors of the present masks and memory; made anew when they have changed, None if the kernels cannot."""
+        if not self._settle():
+            return None
         survivors = self.present_survivors()
         if survivors is None:
             dtype = self.layers[0].weight.dtype
@@ -161,6 +165,8 @@ class SparseSequential(nn.Sequential):
             or x.shape[1] != self.layers[0].in_features
         ):
             return None
+        if not self._settle():
+            return None
         layers = self.layers
         survivors = self._survivors.get(dtype)
         key = (x.shape[0], th.get_num_threads())
@@ -190,11 +196,21 @@ class SparseSequential(nn.Sequential):
         for module, kind, attributes in self._members:
             if type(module) is not kind or "forward" in attributes:
                 return False
-        if any(self._hooks):
+        if any(self._hooks) and not only_settles(self._hooks):
             return False
-        for layer in layers:  # noqa: SIM110, called before every pass
-            if layer.own_pattern is not None or layer.quantizer is not None:
+        for layer in layers:
+            if layer.quantizer is not None or (layer.own_pattern is not None and not settles_natively(layer)):
                 return False
+        return True
+
+    def _settle(self) -> bool:
+        """Let target layers with masks of their own settle; False if the kernels cannot, and torch's pass has to."""
+        for layer in self.layers:
+            if layer.own_pattern is not None:
+                if not can_read(self.layers, self.layers[0].weight.dtype):
+                    return False
+                settle(self.layers)
+                return True
         return True
 
     def _decide(self, batch: tuple[int, int]) -> bool:

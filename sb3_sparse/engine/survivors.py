@@ -57,12 +57,13 @@ def make_network(layers: Sequence[SparseLayer], activations: Sequence[int]) -> A
     """
     Make the kernels' network of layers.
 
-    :param layers: Layers in order; their masks are read now. All weights float32 or float64, contiguous, on the CPU.
+    :param layers: Layers in order; their masks (or supports, where masks are their own) are read now. All weights float32 or
+        float64, contiguous, on the CPU.
     :param activations: What follows each layer, see :data:`ACTIVATIONS`.
     :return: The network, to which the dense weights are known by address. It holds none of their values yet.
     """
     # A convolution's weight is a matrix too: Adam goes over it, the kernels' passes do not
-    masks = [layer.weight_mask.contiguous() for layer in layers]
+    masks = [(layer.weight_mask if layer.support is None else layer.support).contiguous() for layer in layers]
     shapes = [
         (mask.data_ptr(), mask.shape[0], mask.numel() // mask.shape[0], activation)
         for mask, activation in zip(masks, activations, strict=True)
@@ -120,6 +121,8 @@ class Survivors:
         self.n_outputs = self.weights[-1].shape[0]
         #: The mask each layer had, and its parameters.
         self.made_of = [(layer, layer.mask_version, layer._parameters, layer.weight, layer.bias) for layer in layers]
+        #: Whether they have other masks than the network they follow.
+        self.has_own_masks = any(layer.own_pattern is not None for layer in layers)
         self.network = make_network(layers, activations)
         self.gradients = Gradients(self.network, self.layers, self.parameters, self.lock)
         with th.inference_mode(False):
@@ -197,9 +200,16 @@ class Survivors:
 
         :param online: What is averaged in.
         :param tau: Its share.
-        :return: False, and nothing is done, if the masks are not the same or pruned weights are not zero.
+        :return: False, and nothing is done, if the masks are not the same or pruned weights are not zero. Own masks need not
+            be the same: they settle before they are read next.
         """
         with self.lock, online.lock:
+            if self.has_own_masks:
+                if [weight.shape for weight in self.parameters] != [weight.shape for weight in online.parameters]:
+                    return False
+                self.network.average_dense(1 - tau, tau, online.network)
+                self.seen = [-1] * len(self.weights)
+                return True
             if not self.follow() or not online.follow() or len(self.parameters) != len(online.parameters):
                 return False
             for weight, other in zip(self.weights, online.weights, strict=True):

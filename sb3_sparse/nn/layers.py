@@ -45,7 +45,7 @@ class _MaskGradient:
             weight.grad.mul_(values)
 
 
-def _settle_first(layer: nn.Module, inputs: Any) -> None:
+def settle_first(layer: nn.Module, inputs: Any) -> None:
     """Forward pre-hook of target layers with masks of their own. A plain function, so that copies of a layer keep it."""
     assert isinstance(layer, SparseLayer)
     layer.settle()
@@ -83,6 +83,8 @@ class SparseLayer(nn.Module):
     mask_version: int = 0
     #: Set in a layer of a target network that keeps its own largest weights instead of following the online mask.
     own_pattern: Pattern | None
+    #: Where such a layer may have weights between two settlings, if the kernels settled it last: bool, shape of ``weight``.
+    support: th.Tensor | None
     #: Whether ``backward()`` leaves the gradient, as it was before masking, in ``dense_gradient``.
     wants_dense_gradient: bool
     dense_gradient: th.Tensor | None
@@ -107,7 +109,7 @@ class SparseLayer(nn.Module):
         layer.register_buffer("weight_mask", th.ones_like(layer.weight, dtype=th.bool))
         layer.register_buffer("mask_values", None, persistent=False)
         layer.wants_dense_gradient, layer.dense_gradient = False, None
-        layer.own_pattern = None
+        layer.own_pattern = layer.support = None
         layer.quantizer = None
         layer.refresh()
         return layer
@@ -165,6 +167,7 @@ class SparseLayer(nn.Module):
         #: How many positions exist.
         self.n_active = int(self.weight_mask.sum())
         self.mask_version += 1
+        self.support = None
         full = self.n_active == self.weight.numel()
         self.mask_values = None if full else self.weight_mask.to(self.weight)
         self.project()
@@ -193,7 +196,9 @@ class SparseLayer(nn.Module):
             online mask again.
         """
         self.own_pattern = pattern
-        self._set_pre_hook(_settle_first, pattern is not None)
+        self.support = None
+        self.mask_version += 1
+        self._set_pre_hook(settle_first, pattern is not None)
 
     def _set_pre_hook(self, hook: Callable[..., None], wanted: bool) -> None:
         for key, present in list(self._forward_pre_hooks.items()):

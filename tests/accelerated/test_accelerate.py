@@ -119,6 +119,29 @@ def test_several_gradient_steps(algorithm):
     assert twin.train.why_stock is None
 
 
+@pytest.mark.parametrize("interval", [2, 3, 5])
+@pytest.mark.filterwarnings("ignore:accelerate")
+def test_targets_of_sac_that_not_every_step_updates(interval):
+    """Stock counts within one call of ``train()``; some of its steps are made by stock alone."""
+    stock, twin = make_twins(SAC, target_update_interval=interval, tau=0.5)
+    for seed in range(4):
+        step_both(stock, twin, seed, gradient_steps=5)
+        copy_state(stock, twin)
+    assert twin.train.why_stock is None
+    for model in (stock, twin):
+        callback = RigL(every=2, drop_fraction=0.3)
+        callback.init_callback(model)
+        model._total_timesteps, model.num_timesteps, model.learning_starts = 200, 10, 0
+        callback.on_training_start({}, {})
+    for seed in range(4):
+        step_both(stock, twin, seed, gradient_steps=5)
+        copy_state(stock, twin)
+    twin.actor.latent_pi[0].register_forward_hook(lambda *_: None)
+    step_both(stock, twin, 5, gradient_steps=5)
+    assert twin.train.why_stock is not None
+    assert twin.target_update_interval == interval
+
+
 def test_gradients_are_stocks():
     stock, twin = make_twins(TD3)
     for seed in range(4):
@@ -152,13 +175,16 @@ UPDATERS = {
     "SET": lambda: sb3_sparse.SET(every=5, drop_fraction=0.3),
     "RigL": lambda: RigL(every=5, drop_fraction=0.3),
     "RigL that skips": lambda: RigL(every=4, drop_fraction=0.3, skip_step=True),
+    "SET, own targets": lambda: sb3_sparse.SET(every=5, drop_fraction=0.3, target="own_topk"),
+    "RigL, own targets": lambda: RigL(every=4, drop_fraction=0.3, skip_step=True, target="own_topk"),
     "pruning": lambda: GradualPruning(final_sparsity=0.9, start=0.0, stop=1.0, updates=10),
 }
 
 
 @pytest.mark.parametrize("algorithm", [TD3, SAC, DQN])
 @pytest.mark.parametrize("updater", UPDATERS)
-def test_updaters(algorithm, updater):
+@pytest.mark.parametrize("gradient_steps", [1, 4])
+def test_updaters(algorithm, updater, gradient_steps):
     """Topology updates happen at the same steps, with the same masks, and the steps between are native."""
     stock, twin = make_twins(algorithm)
     callbacks = []
@@ -169,18 +195,34 @@ def test_updaters(algorithm, updater):
         callback.on_training_start({}, {})
         callbacks.append(callback)
     changes = 0
-    for seed in range(24):
+    for seed in range(24 // gradient_steps):
         for model in (stock, twin):
-            model.num_timesteps += 8
+            model.num_timesteps += 8 * gradient_steps
         before = {name: layer.weight_mask.clone() for name, layer in stock.policy.sparsifier.layers.items()}
-        step_both(stock, twin, seed)
+        step_both(stock, twin, seed, gradient_steps)
         for name, layer in stock.policy.sparsifier.layers.items():
             assert th.equal(layer.weight_mask, twin.policy.sparsifier.layers[name].weight_mask), (seed, name)
+            others = twin.policy.sparsifier.targets[name]
+            for mine, other in zip(stock.policy.sparsifier.targets[name], others, strict=True):
+                assert th.equal(mine.weight_mask, other.weight_mask), (seed, name)
             changes += int(not th.equal(before[name], layer.weight_mask))
         copy_state(stock, twin)
     assert changes > 0
     assert twin.train.why_stock is None
     assert [str(event) for event in callbacks[0].events] == [str(event) for event in callbacks[1].events]
+
+
+def test_gradients_that_wait_are_cleared_though_the_optimizer_was_adopted_again():
+    """RigL's event in the critic comes between an actor's native step and its next one, stock's."""
+    _, twin = make_twins(SAC)
+    twin.train(1, 8)
+    optimizer, parameters = twin.actor.optimizer, list(twin.actor.parameters())
+    parts = optimizer.parts
+    twin.policy.sparsifier.adopt_optimizer("actor")
+    assert [*optimizer.parts] == [*parts]
+    type(optimizer).adopt(optimizer, [], [])  # nothing but its parameters leads to them now
+    optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in parameters)
 
 
 @pytest.mark.parametrize("rule", ["masked_grad", "sr_ste"])

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "network.h"
+#include "settle.h"
 #include "training.h"
 
 namespace py = pybind11;
@@ -261,6 +262,24 @@ void bind(py::module_& module, const std::string& suffix) {
             m.network->touch();
             m.scatter_values();
         }, NoGil())
+        // The same over the dense tensors, whichever weights survive; the network's values are to be gathered anew
+        .def("average_dense", [](M& m, double keep, double tau, const M& online) {
+            const auto& layers = m.network->layers();
+            if (layers.size() != online.network->layers().size()) throw py::value_error("the two networks differ");
+            const auto mix = [&](size_t n, const T* other, T* own) {
+                kernels<T>()->scale(n, keep, own);
+                kernels<T>()->add(n, tau, other, own);
+            };
+            for (size_t l = 0; l < layers.size(); ++l) {
+                const Layer<T>& other = online.network->layers()[l];
+                if (layers[l].n_outputs != other.n_outputs || layers[l].n_inputs != other.n_inputs || layers[l].has_bias != other.has_bias)
+                    throw py::value_error("the two networks differ");
+            }
+            for (size_t l = 0; l < layers.size(); ++l) {
+                mix(size_t(layers[l].n_outputs) * layers[l].n_inputs, online.weights[l], m.weights[l]);
+                if (layers[l].has_bias) mix(layers[l].n_outputs, online.biases[l], m.biases[l]);
+            }
+        }, NoGil())
         .def("gradient_norm", [](const M& m) {
             double sum = 0;
             for (const T g : m.network->gradient) sum += double(g) * g;
@@ -271,6 +290,11 @@ void bind(py::module_& module, const std::string& suffix) {
         }, NoGil());
     module.def("forward", &forward<T>);
     module.def("backward", &backward<T>);
+    // Addresses of a weight, its mask (bool), the same as numbers, and where weights may be before it settles (bool)
+    module.def(("settle" + suffix).c_str(), [](size_t size, size_t n_kept, Address weight, Address mask, Address mask_numbers, Address support) {
+        if (n_kept < 1 || n_kept > size) throw py::value_error("a mask keeps at least one weight, and no more than there are");
+        return int(settle<T>(size, n_kept, at<T>(weight), at<uint8_t>(mask), at<T>(mask_numbers), at<uint8_t>(support)));
+    }, NoGil());
 }
 
 }  // namespace
@@ -278,7 +302,7 @@ void bind(py::module_& module, const std::string& suffix) {
 PYBIND11_MODULE(_native, module) {
     module.doc() = "Compiled sparse kernels of sb3_sparse";
     // Raised whenever what Python calls here changes: a module that was built from other sources is not used
-    module.attr("INTERFACE") = 3;
+    module.attr("INTERFACE") = 4;
     module.def("available_sets", &available_sets);
     module.def("choose_set", &choose_set);
     module.def("active_set", [] { return std::string(kernels<float>()->name); });

@@ -558,11 +558,67 @@ void add(size_t n, double tau, const T* __restrict online, T* __restrict target)
     for (size_t i = 0; i < n; ++i) target[i] = fused(factor, online[i], target[i]);
 }
 
+// --- Own masks of target layers ---
+
+// As wide as T, so that comparisons of Ts are counted lane by lane
+template <class T>
+struct Count {
+    typedef int32_t Type;
+};
+template <>
+struct Count<double> {
+    typedef int64_t Type;
+};
+
+template <class T>
+size_t outside(size_t n, const T* __restrict weight, const T* __restrict mask, size_t* not_numbers) {
+    typename Count<T>::Type beyond = 0, nan = 0;
+    for (size_t i = 0; i < n; ++i) {
+        beyond += (weight[i] != T(0)) & (mask[i] == T(0));
+        nan += weight[i] != weight[i];
+    }
+    *not_numbers = size_t(nan);
+    return size_t(beyond);
+}
+
+template <class T>
+bool scores(size_t n, const T* __restrict weight, const T* __restrict mask, const uint8_t* __restrict support, T* __restrict score) {
+    typename Count<T>::Type beyond = 0;
+    for (size_t i = 0; i < n; ++i) {
+        const T size = weight[i] < T(0) ? -weight[i] : weight[i], least = mask[i] * T(1e-37);
+        score[i] = size > least ? size : least;
+        beyond += (score[i] > T(0)) & (support[i] == 0);
+    }
+    return beyond == 0;
+}
+
+template <class T>
+size_t larger(size_t n, const T* __restrict score, T threshold, size_t* equal) {
+    typename Count<T>::Type above = 0, same = 0;
+    for (size_t i = 0; i < n; ++i) {
+        above += score[i] > threshold;
+        same += score[i] == threshold;
+    }
+    *equal = size_t(same);
+    return size_t(above);
+}
+
+template <class T>
+void keep(size_t n, const T* __restrict score, T threshold, T* __restrict weight, uint8_t* __restrict mask, T* __restrict mask_numbers) {
+    for (size_t i = 0; i < n; ++i) {
+        const bool kept = score[i] >= threshold;
+        mask[i] = kept;
+        mask_numbers[i] = kept ? T(1) : T(0);
+        weight[i] = kept ? weight[i] : T(0);
+    }
+}
+
 template <class T>
 constexpr Kernels<T> table{
     KERNEL_NAME,        Vector<T>::lanes,    &forward<T>, &backward<T>,     &derivative<T>,  &weight_gradient<T>,
     &pack<T>,           &unpack<T>,          &finite<T>,  &squash<T>,       &squash_gradient<T>, &peak<T>,
     &adam_moments<T>,   &adam_values<T>,     &adam<T>,    &scale<T>,        &add<T>,
+    &outside<T>,        &scores<T>,          &larger<T>,  &keep<T>,
 };
 
 }  // namespace
