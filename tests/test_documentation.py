@@ -131,13 +131,22 @@ def test_parts_of_rlx2_are_those_that_are_kept():
             if (row["algorithm"], row["environment"], row["seed"]) == ("td3", "HalfCheetah-v4", "1")
         }
     page = (ROOT / "docs/guide/evidence.md").read_text()
-    rows = {"dense": "dense", "static": "static masks", "RigL": "RigL alone"}
-    rows |= {"rlx2": "RigL, delayed 3-step targets, dynamic replay capacity (`rlx2`)"}
+    rows = {
+        "dense": "dense",
+        "static": "static masks",
+        "RigL": "RigL alone",
+        "RigL, delayed targets": "RigL, delayed 3-step targets",
+        "RigL, capacity": "RigL, dynamic replay capacity, down to 10,000",
+        "rlx2": "all of RLx2, replay capacity down to 100,000 (`rlx2`)",
+        "rlx2, 10,000 kept": "all of RLx2, replay capacity down to 10,000",
+    }
     for method, text in rows.items():
         assert f"| {text} | {returns[method]:,.0f} |" in page, method
-    alone, all_of_it = (round(100 * returns[method] / returns["dense"]) for method in ("RigL", "rlx2"))
+    methods = ("RigL", "rlx2", "rlx2, 10,000 kept")
+    alone, all_of_it, scaled = (round(100 * returns[method] / returns["dense"]) for method in methods)
     method_page = " ".join((ROOT / "docs/methods/rlx2.md").read_text().split())
     assert f"RigL alone returns {alone} % of what dense returns, all of RLx2 {all_of_it} %" in method_page
+    assert f"scaled down to 10,000, it returned {scaled} %" in method_page
 
 
 def test_equal_seconds_are_those_that_are_kept():

@@ -18,7 +18,7 @@ from sb3_sparse.benchmark import (
     step,
     train,
 )
-from sb3_sparse.utils.command_line import Parser, Refusal
+from sb3_sparse.utils.command_line import Parser, command
 
 #: Names of a sub-command other than its module's, the present one first.
 NAMES = {
@@ -53,15 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for module, text in helps.items():
         name = module.__name__.rsplit(".", 1)[1]
-        command = commands.add_parser(*NAMES.get(name, [name])[:1], aliases=NAMES.get(name, [name])[1:], help=text)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    parsed = parser.parse_args(arguments)
-    try:
+        of_module = commands.add_parser(*NAMES.get(name, [name])[:1], aliases=NAMES.get(name, [name])[1:], help=text)
+        module.add_arguments(of_module)
+        of_module.set_defaults(run=module.run)
+    with command(parser.prog):
+        parsed = parser.parse_args(arguments)
         parsed.run(parsed)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        # What the user can mend, without a traceback
-        raise Refusal(parser.prog, error) from error
 
 
 if __name__ == "__main__":

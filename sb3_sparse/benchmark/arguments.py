@@ -66,6 +66,23 @@ def sparsity(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """
+    A part of something.
+
+    :param text: A number in (0, 1).
+    :return: The number.
+    :raises argparse.ArgumentTypeError: If it is anything else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"a number in (0, 1) is needed, not {text!r}")
+    return value
+
+
 def positive(text: str) -> int:
     """
     A number of something.

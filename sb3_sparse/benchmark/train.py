@@ -24,6 +24,7 @@ from sb3_sparse.benchmark.arguments import (
     SBX,
     add_against,
     continuous_env,
+    fraction,
     net_arch,
     positive,
     seed_number,
@@ -37,14 +38,13 @@ from sb3_sparse.benchmark.step import ACCELERATED
 from sb3_sparse.callbacks.set_rigl import SET, RigL
 from sb3_sparse.engine import native
 
-#: What changes masks: a hundred updates in the whole training, each of half of the weights at first, as tuning's default.
+#: What changes masks.
 UPDATERS: dict[str, Callable[..., SET] | None] = {
     "static": None,
     "set": SET,
     "set-own": partial(SET, target="own_topk"),
     "rigl": RigL,
 }
-_N_UPDATES = 100
 #: Of TD3's exploration, as in its paper and rl-zoo3's configurations.
 _NOISE = 0.1
 #: Seed of the evaluations, apart from those of the trainings.
@@ -66,8 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=list(UPDATERS),
         default=["static"],
-        help="what changes masks, 100 times in the training: each is measured at every sparsity",
+        help="what changes masks (set-own: SET, targets keep masks of their own): each is measured at every sparsity",
     )
+    parser.add_argument("--updates", type=positive, default=100, help="how often masks change in the whole training")
+    parser.add_argument("--drop-fraction", type=fraction, default=0.5, help="how much of a layer they change at first")
     parser.add_argument("--batch", type=positive, default=256)
     parser.add_argument("--threads", type=positive, default=1)
     parser.add_argument("--rounds", type=positive, default=10, help="turns of each variant")
@@ -131,7 +133,8 @@ class Variant:
         if (updater := UPDATERS[self.updater]) is None:
             return model, None
         stop = max(total, model.learning_starts + 1)
-        return model, updater(max(total // _N_UPDATES, 1), 0.5, "cosine", stop=stop, unit="timesteps")
+        every = max(total // arguments.updates, 1)
+        return model, updater(every, arguments.drop_fraction, "cosine", stop=stop, unit="timesteps")
 
 
 def speeds(arguments: argparse.Namespace, variants: dict[str, Variant]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sb3_sparse.sweeps.arguments import add_compare_arguments, add_sweep_arguments
 from sb3_sparse.tuning.arguments import add_tune_arguments, with_question
-from sb3_sparse.utils.command_line import Parser, Refusal
+from sb3_sparse.utils.command_line import Parser, command
 
 DESCRIPTION = "Sparse training for Stable-Baselines3"
 EPILOG = """\
@@ -301,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     :param arguments: Command line without the program; None for the process's own.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
+    with command("sb3-sparse"):
         if arguments and arguments[0] in ZOO_HELP:
             from sb3_sparse.cli.zoo import run
 
@@ -311,6 +311,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 arguments = ["tune", *with_question(arguments[1:])]
             parsed = make_parser().parse_args(arguments)
             parsed.run(parsed)
-    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
-        # What the user can mend, without a traceback
-        raise Refusal("sb3-sparse", error) from error

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import yaml
+
+#: Exit code of a program that SIGPIPE ends, as shells give it.
+READER_GONE = 128 + 13
 
 
 class Refusal(SystemExit):
@@ -26,6 +32,39 @@ class Refusal(SystemExit):
 
     def __str__(self) -> str:
         return self.message
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads standard output any more; a pipe to somebody else may be broken as well."""
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@contextmanager
+def command(program: str) -> Iterator[None]:
+    """
+    Run a command: what the user can mend is answered in one line without a traceback, and a reader that has enough, such as
+    ``head``, ends it in silence.
+
+    :param program: Name of the program.
+    :raises Refusal: For errors that the user can mend.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()  # of -h, say
+            raise
+        sys.stdout.flush()
+    except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
+        if not isinstance(error, BrokenPipeError) or not _reader_is_gone():
+            raise Refusal(program, error) from error
+        # What is left to be written when Python ends would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(READER_GONE)
 
 
 class Parser(argparse.ArgumentParser):

@@ -115,6 +115,20 @@ def test_masks_change_through_all_turns_of_a_training():
     assert_invariants(model)
 
 
+def test_masks_change_as_often_as_asked_for_and_targets_may_have_their_own():
+    parser = argparse.ArgumentParser()
+    train.add_arguments(parser)
+    options = ["--env", "Pendulum-v1", "--net", "16", "--batch", "8", "--updates", "3", "--drop-fraction", "0.25"]
+    model, callback = train.Variant(dict(sparsity=0.5), "set-own").make(parser.parse_args(options), 0, 60)
+    model.learn(60, callback)
+    assert [event.timestep for event in callback.events if event.network == "critic"] == [20, 40]
+    assert max(event.fraction for event in callback.events) < 0.25
+    assert all(target.own_pattern is not None for targets in model.policy.sparsifier.targets.values() for target in targets)
+    for wrong in ("0", "1", "half"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--drop-fraction", wrong])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

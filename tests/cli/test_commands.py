@@ -1,6 +1,8 @@
 """Every sub-command looks at everything first: a mistake is one line on standard error, exit code 2, nothing written."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from stable_baselines3 import TD3 as TD3Algorithm
 from sb3_sparse.benchmark.__main__ import main as benchmark
 from sb3_sparse.cli.main import EPILOG, ZOO_HELP, main, make_parser
 from sb3_sparse.tuning.arguments import with_question
+from sb3_sparse.utils.command_line import READER_GONE, command
 from sb3_sparse.zoo.presets import presets_folder
 from sb3_sparse.zoo.sections import check_hyperparameters, zoo_configuration
 from tests.helpers import assert_refused, make_model
@@ -151,3 +154,24 @@ def test_the_examples_of_the_help_are_understood():
     for words in examples:
         if words[0] not in ZOO_HELP:
             make_parser().parse_args(["tune", *with_question(words[1:])] if words[0] == "tune" else words)
+
+
+@pytest.mark.parametrize("arguments", [["searches"], ["-h"]])
+def test_a_reader_that_has_enough_ends_a_command_in_silence(arguments):
+    """As ``head`` does."""
+    call = [sys.executable, "-c", "from sb3_sparse.cli.main import main; main()", *arguments]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert said == b""
+    # Argparse does not mind if nobody reads its help
+    assert process.returncode in ((READER_GONE,) if arguments == ["searches"] else (READER_GONE, 0))
+
+
+def test_another_pipe_that_breaks_is_an_error(capfd):
+    with pytest.raises(SystemExit) as error, command("sb3-sparse"):
+        raise BrokenPipeError("a worker is gone")
+    assert error.value.code == 2
+    assert capfd.readouterr().err == "sb3-sparse: a worker is gone\n"
