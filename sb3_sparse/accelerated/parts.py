@@ -30,7 +30,9 @@ class Part:
         """What keeps the kernels from running it, if anything; if nothing, ``survivors`` are up to date."""
         self.survivors = None
         if not self.part.is_plain():
-            return "a network has hooks or a method of its own, or is quantized"
+            return (
+                "a network has hooks or a method of its own, is quantized, or has N:M or block masks that it settles on itself"
+            )
         survivors = self.part.survivors()
         if survivors is None or survivors.weights[0].dtype != th.float32:
             return "the kernels cannot read a network's parameters (float32 on the CPU, in memory of their own)"

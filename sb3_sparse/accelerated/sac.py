@@ -25,19 +25,20 @@ from sb3_sparse.policies.threads import kind_of
 _EPSILON, _LOG_STD = 1e-6, (-20, 2)
 
 
-class _Counted:
+class _Counted(int):
     """
     Stands in for ``target_update_interval`` in a ``train()`` that makes one of several steps, which it takes for the first.
-
-    :param interval: The interval.
-    :param index: Which one it makes.
+    For everybody else it is that number.
     """
 
-    def __init__(self, interval: int, index: int) -> None:
-        self._interval, self._index = interval, index
+    #: Which one it makes.
+    index = 0
 
     def __rmod__(self, gradient_step: int) -> int:
-        return (gradient_step + self._index) % self._interval
+        return (gradient_step + self.index) % int(self)
+
+    def __reduce__(self) -> Any:
+        return int, (int(self),)
 
 
 class SACStep(ActorCriticStep):
@@ -133,11 +134,17 @@ class SACStep(ActorCriticStep):
     def as_only_one(self) -> Iterator[None]:
         model = self.model
         interval = model.target_update_interval
-        model.target_update_interval = _Counted(interval, self.index)
+        if self.index == 0 or interval == 1:
+            yield
+            return
+        counted = model.target_update_interval = _Counted(interval)
+        counted.index = self.index
         try:
             yield
         finally:
-            model.target_update_interval = interval
+            # Unless a hook or a callback has set another one
+            if model.target_update_interval is counted:
+                model.target_update_interval = interval
 
     def _refuse(self) -> None:
         """Refuse what the stock distribution refuses: means and standard deviations that are not numbers."""

@@ -61,6 +61,8 @@ class Gradients:
         self.layers = layers
         self.parameters = parameters
         self.lock = lock
+        #: Whether the network holds more weights than the masks have.
+        self._own_masks = any(layer.own_pattern is not None for layer in layers)
         #: Whether there are gradients that are not in the parameters' ``grad``: nobody has asked for them.
         self.waiting = False
         #: Whether the network holds such gradients, and what is to be added to them.
@@ -133,6 +135,11 @@ class Gradients:
     def _dense(self) -> list[th.Tensor]:
         dense = [th.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
         self.network.scatter_gradients(addresses_of(dense))
+        if self._own_masks:
+            masks = {id(layer.weight): layer.mask_values for layer in self.layers if layer.mask_values is not None}
+            for parameter, gradient in zip(self.parameters, dense, strict=True):
+                if id(parameter) in masks:
+                    gradient.mul_(masks[id(parameter)])
         return dense
 
     def show(self) -> None:
@@ -158,7 +165,7 @@ class Gradients:
         :param max_norm: Largest norm.
         :return: False, and nothing is done, if not all of them wait.
         """
-        if not self.waiting or any(plain_grad(parameter) is not None for parameter in self.parameters):
+        if self._own_masks or not self.waiting or any(plain_grad(parameter) is not None for parameter in self.parameters):
             return False
         self._compute()
         factor = max_norm / (self.network.gradient_norm() + 1e-6)
@@ -183,7 +190,7 @@ class Gradients:
         :return: False if a parameter has none, or one the kernels cannot read.
         """
         if self.waiting:
-            if all(plain_grad(parameter) is None for parameter in self.parameters):
+            if not self._own_masks and all(plain_grad(parameter) is None for parameter in self.parameters):
                 self._compute()
                 return True
             self.show()

@@ -15,7 +15,7 @@ from sb3_sparse.engine import native
 from sb3_sparse.engine.autograd import run_native
 from sb3_sparse.engine.choice import Choice
 from sb3_sparse.engine.locks import make_lock
-from sb3_sparse.engine.settle import only_settles, settle, settles_natively
+from sb3_sparse.engine.settle import only_settle, settle, settles_natively
 from sb3_sparse.engine.survivors import ACTIVATIONS, SUPPORTED_DTYPES, Survivors, can_read
 from sb3_sparse.nn.layers import SparseLinear
 
@@ -196,7 +196,7 @@ class SparseSequential(nn.Sequential):
         for module, kind, attributes in self._members:
             if type(module) is not kind or "forward" in attributes:
                 return False
-        if any(self._hooks) and not only_settles(self._hooks):
+        if any(self._hooks) and not only_settle(self._hooks):
             return False
         for layer in layers:
             if layer.quantizer is not None or (layer.own_pattern is not None and not settles_natively(layer)):

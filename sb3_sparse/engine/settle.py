@@ -2,8 +2,8 @@
 Own masks of target layers, settled by the kernels.
 
 :meth:`~sb3_sparse.nn.layers.SparseLayer.settle` says what it is to settle, and does it for every pattern. Here the same is
-done for unstructured masks, in place, so that the native network of the layer stays: it holds the *support*, all weights that
-target updates have made nonzero; the mask is a part of it. The support changes when the topology of the online layer does.
+done for unstructured masks, in place. The native network of such a layer holds all its weights, so that it stays when the mask
+changes, and a pass depends on the weights alone.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from torch.autograd.graph import increment_version
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.locks import make_lock
-from sb3_sparse.engine.parameter import plain_grad
+from sb3_sparse.engine.parameter import LazyGradParameter, plain_grad
 from sb3_sparse.masks.patterns import Unstructured
-from sb3_sparse.nn.layers import SparseLayer, settle_first
+from sb3_sparse.nn.layers import SparseLayer, settles
 
 #: ``Settled`` in ``src/settle.h``.
-_ALREADY, _BEYOND, _NOT_NUMBERS = 0, 2, 3
+_NOW, _NOT_NUMBERS = 1, 2
 #: Held while layers settle: whoever comes second finds nothing left to do.
 _settling = make_lock()
 
 
-def only_settles(hooks: Sequence[dict[int, Any]]) -> bool:
+def only_settle(hooks: Sequence[dict[int, Any]]) -> bool:
     """
     Find out whether all that hooks do is to let layers settle.
 
     :param hooks: Hooks of modules.
     :return: Whether the kernels may do it in their place.
     """
-    return all(hook is settle_first for of_one in hooks for hook in of_one.values())
+    return all(settles(hook) for of_one in hooks for hook in of_one.values())
 
 
 def settles_natively(layer: SparseLayer) -> bool:
@@ -41,9 +41,9 @@ def settles_natively(layer: SparseLayer) -> bool:
     Find out whether a layer's own mask is one that the kernels settle.
 
     :param layer: A layer with an own mask.
-    :return: Whether its pattern leaves it any mask.
+    :return: Whether its pattern leaves it any mask, and nobody has taken away the hook by which torch lets it settle.
     """
-    return type(layer.own_pattern) is Unstructured
+    return type(layer.own_pattern) is Unstructured and any(map(settles, layer._forward_pre_hooks.values()))
 
 
 def settle(layers: Sequence[SparseLayer]) -> None:
@@ -54,26 +54,22 @@ def settle(layers: Sequence[SparseLayer]) -> None:
     """
     with _settling:
         for layer in layers:
-            if layer.own_pattern is not None:
-                _settle(layer)
+            if layer.own_pattern is not None and layer.mask_values is not None:
+                _settle(layer, layer.mask_values)
 
 
-def _settle(layer: SparseLayer) -> None:
-    weight, mask, values = layer.weight, layer.weight_mask, layer.mask_values
-    if values is None:
-        return  # every weight exists
-    plain = mask.is_cpu and mask.is_contiguous() and values.is_cpu and values.is_contiguous() and values.dtype == weight.dtype
-    if not plain or plain_grad(weight) is not None:
-        return layer.settle()
-    support = layer.support if layer.support is not None else mask.clone()
-    settle_weight = native.module.settle if weight.dtype == th.float32 else native.module.settleDouble
-    places = th.Tensor.data_ptr(weight), mask.data_ptr(), values.data_ptr(), support.data_ptr()
-    settled = settle_weight(weight.numel(), layer.n_active, *places)
+def _settle(layer: SparseLayer, values: th.Tensor) -> None:
+    weight, mask = layer.weight, layer.weight_mask
+    has_gradient = plain_grad(weight) is not None or (isinstance(weight, LazyGradParameter) and weight.gradient_waits())
+    readable = (
+        mask.is_cpu and mask.is_contiguous() and values.is_cpu and values.is_contiguous() and values.dtype == weight.dtype
+    )
+    settled = _NOT_NUMBERS
+    if readable and not has_gradient and layer.n_active > 0:
+        settle_weight = native.module.settle if weight.dtype == th.float32 else native.module.settleDouble
+        places = th.Tensor.data_ptr(weight), mask.data_ptr(), values.data_ptr()
+        settled = settle_weight(weight.numel(), layer.n_active, *places)
     if settled == _NOT_NUMBERS:
         layer.settle()
-    elif settled != _ALREADY:
+    elif settled == _NOW:
         increment_version([weight])
-        if settled == _BEYOND:
-            layer.support = support
-            layer.mask_version += 1
-    return None

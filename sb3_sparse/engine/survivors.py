@@ -57,13 +57,15 @@ def make_network(layers: Sequence[SparseLayer], activations: Sequence[int]) -> A
     """
     Make the kernels' network of layers.
 
-    :param layers: Layers in order; their masks (or supports, where masks are their own) are read now. All weights float32 or
-        float64, contiguous, on the CPU.
+    :param layers: Layers in order; their masks are read now. Of layers with masks of their own, which may change with every
+        pass, all weights count as surviving. All weights float32 or float64, contiguous, on the CPU.
     :param activations: What follows each layer, see :data:`ACTIVATIONS`.
     :return: The network, to which the dense weights are known by address. It holds none of their values yet.
     """
     # A convolution's weight is a matrix too: Adam goes over it, the kernels' passes do not
-    masks = [(layer.weight_mask if layer.support is None else layer.support).contiguous() for layer in layers]
+    masks = [
+        layer.weight_mask.contiguous() if layer.own_pattern is None else th.ones_like(layer.weight_mask) for layer in layers
+    ]
     shapes = [
         (mask.data_ptr(), mask.shape[0], mask.numel() // mask.shape[0], activation)
         for mask, activation in zip(masks, activations, strict=True)

@@ -45,10 +45,20 @@ class _MaskGradient:
             weight.grad.mul_(values)
 
 
-def settle_first(layer: nn.Module, inputs: Any) -> None:
+def _settle_first(layer: nn.Module, inputs: Any) -> None:
     """Forward pre-hook of target layers with masks of their own. A plain function, so that copies of a layer keep it."""
     assert isinstance(layer, SparseLayer)
     layer.settle()
+
+
+def settles(hook: Callable[..., Any]) -> bool:
+    """
+    Tell the hook of target layers with masks of their own from those of others.
+
+    :param hook: A forward pre-hook.
+    :return: Whether it is that one.
+    """
+    return hook is _settle_first
 
 
 def _in_the_open(layer: nn.Module, inputs: Any) -> None:
@@ -79,12 +89,10 @@ class SparseLayer(nn.Module):
     bias: nn.Parameter | None
     weight_mask: th.Tensor
     mask_values: th.Tensor | None
-    #: Counts the masks the layer has had.
+    #: Counts the masks the layer has had; not those on which the native engine lets it settle.
     mask_version: int = 0
     #: Set in a layer of a target network that keeps its own largest weights instead of following the online mask.
     own_pattern: Pattern | None
-    #: Where such a layer may have weights between two settlings, if the kernels settled it last: bool, shape of ``weight``.
-    support: th.Tensor | None
     #: Whether ``backward()`` leaves the gradient, as it was before masking, in ``dense_gradient``.
     wants_dense_gradient: bool
     dense_gradient: th.Tensor | None
@@ -109,7 +117,7 @@ class SparseLayer(nn.Module):
         layer.register_buffer("weight_mask", th.ones_like(layer.weight, dtype=th.bool))
         layer.register_buffer("mask_values", None, persistent=False)
         layer.wants_dense_gradient, layer.dense_gradient = False, None
-        layer.own_pattern = layer.support = None
+        layer.own_pattern = None
         layer.quantizer = None
         layer.refresh()
         return layer
@@ -159,6 +167,8 @@ class SparseLayer(nn.Module):
 
         :param mask: Bool, shape of ``weight``. Copied.
         """
+        if self.own_pattern is not None:
+            _ = self.weight.grad  # the native engine's may still wait, and is to be masked as it was made
         self.weight_mask.copy_(mask)
         self.refresh()
 
@@ -167,7 +177,6 @@ class SparseLayer(nn.Module):
         #: How many positions exist.
         self.n_active = int(self.weight_mask.sum())
         self.mask_version += 1
-        self.support = None
         full = self.n_active == self.weight.numel()
         self.mask_values = None if full else self.weight_mask.to(self.weight)
         self.project()
@@ -196,9 +205,8 @@ class SparseLayer(nn.Module):
             online mask again.
         """
         self.own_pattern = pattern
-        self.support = None
-        self.mask_version += 1
-        self._set_pre_hook(settle_first, pattern is not None)
+        self.mask_version += 1  # what may be nonzero is another matter
+        self._set_pre_hook(_settle_first, pattern is not None)
 
     def _set_pre_hook(self, hook: Callable[..., None], wanted: bool) -> None:
         for key, present in list(self._forward_pre_hooks.items()):
@@ -239,6 +247,7 @@ class SparseLayer(nn.Module):
             keeper.layer_loaded(self)
 
     def __getstate__(self) -> dict[str, Any]:
+        self.settle()  # a copy is projected on the mask
         # A copy has a weight of its own, and torch copies no hooks; nobody has asked the copy for gradients
         state = {**self.__dict__, "wants_dense_gradient": False, "dense_gradient": None}
         state.pop("_hooked_weight", None)

@@ -36,11 +36,17 @@ class Refusal(SystemExit):
 
 def _reader_is_gone() -> bool:
     """Whether nobody reads standard output any more; a pipe to somebody else may be broken as well."""
-    if not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+    except (AttributeError, OSError, ValueError):
+        return False  # Windows; or it is no file
     return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # closed by the shell
+        sys.stdout.flush()
 
 
 @contextmanager
@@ -52,19 +58,21 @@ def command(program: str) -> Iterator[None]:
     :param program: Name of the program.
     :raises Refusal: For errors that the user can mend.
     """
+    code: Any = None
     try:
         try:
             yield
-        except SystemExit:
-            sys.stdout.flush()  # of -h, say
+        except SystemExit as end:
+            code = end.code
+            _flush()  # of -h, say
             raise
-        sys.stdout.flush()
+        _flush()
     except (ValueError, TypeError, OSError, ImportError, NotImplementedError) as error:
         if not isinstance(error, BrokenPipeError) or not _reader_is_gone():
             raise Refusal(program, error) from error
         # What is left to be written when Python ends would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(READER_GONE)
+        sys.exit(code or READER_GONE)
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import warnings
 from copy import deepcopy
 from typing import Any
@@ -140,6 +141,27 @@ def test_targets_of_sac_that_not_every_step_updates(interval):
     step_both(stock, twin, 5, gradient_steps=5)
     assert twin.train.why_stock is not None
     assert twin.target_update_interval == interval
+
+
+def test_nobody_sees_what_stands_in_for_the_interval():
+    seen, file = [], io.BytesIO()
+    stock, twin = make_twins(SAC, target_update_interval=2)
+    for model in (stock, twin):
+
+        def look(*_: Any, model: Any = model) -> None:
+            seen.append(model.target_update_interval)
+            assert type(pickle.loads(pickle.dumps(model.target_update_interval))) is int
+            if len(seen) % 5 == 3:
+                model.target_update_interval = 3
+
+        model.actor.optimizer.register_step_post_hook(look)
+    with pytest.warns(UserWarning, match="hooks"):
+        step_both(stock, twin, 0, gradient_steps=5)
+    assert seen == [2, 2, 2, 3, 3] * 2
+    assert type(twin.target_update_interval) is int
+    twin.save(file)
+    file.seek(0)
+    assert type(SAC.load(file).target_update_interval) is int
 
 
 def test_gradients_are_stocks():
@@ -374,6 +396,13 @@ def test_values_that_are_not_finite(algorithm):
     assert any(value.isnan().any() for value in policy.values())
 
 
+@pytest.fixture
+def validated(monkeypatch):
+    """Distributions look at their arguments, as at first: torch.compile lets all of them stop that, for good."""
+    monkeypatch.setattr(th.distributions.Distribution, "_validate_args", True)
+
+
+@pytest.mark.usefixtures("validated")
 def test_a_refusal_of_stocks_is_one_here_too():
     _, twin = make_twins(SAC)
     twin.replay_buffer.observations[:] = np.inf
@@ -471,6 +500,7 @@ def test_other_distributions_are_stocks(change):
     step_both(stock, twin, 2)
 
 
+@pytest.mark.usefixtures("validated")
 def test_what_stock_sac_refuses():
     """Actions that are not numbers, and a coefficient that cannot be learnt."""
     _, twin = make_twins(SAC)

@@ -1,5 +1,7 @@
 """Every sub-command looks at everything first: a mistake is one line on standard error, exit code 2, nothing written."""
 
+import io
+import os
 import shlex
 import subprocess
 import sys
@@ -170,8 +172,35 @@ def test_a_reader_that_has_enough_ends_a_command_in_silence(arguments):
     assert process.returncode in ((READER_GONE,) if arguments == ["searches"] else (READER_GONE, 0))
 
 
-def test_another_pipe_that_breaks_is_an_error(capfd):
+def test_another_pipe_that_breaks_is_an_error(capfd, monkeypatch):
     with pytest.raises(SystemExit) as error, command("sb3-sparse"):
         raise BrokenPipeError("a worker is gone")
     assert error.value.code == 2
     assert capfd.readouterr().err == "sb3-sparse: a worker is gone\n"
+    # No file at all: as in a notebook
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with pytest.raises(SystemExit) as error, command("sb3-sparse"):
+        raise BrokenPipeError("a worker is gone")
+    assert error.value.code == 2
+
+
+def test_no_standard_output_at_all_is_no_error(monkeypatch):
+    """As after ``>&-``."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with command("sb3-sparse"):
+        pass
+    with pytest.raises(SystemExit) as error, command("sb3-sparse"):
+        sys.exit(75)
+    assert error.value.code == 75
+
+
+def test_an_exit_code_outlives_a_reader_that_is_gone():
+    call = [sys.executable, "-c"]
+    call.append("import sys; from sb3_sparse.utils.command_line import command\nwith command('x'): print(1); sys.exit(75)")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (75, b"")

@@ -290,10 +290,10 @@ void bind(py::module_& module, const std::string& suffix) {
         }, NoGil());
     module.def("forward", &forward<T>);
     module.def("backward", &backward<T>);
-    // Addresses of a weight, its mask (bool), the same as numbers, and where weights may be before it settles (bool)
-    module.def(("settle" + suffix).c_str(), [](size_t size, size_t n_kept, Address weight, Address mask, Address mask_numbers, Address support) {
+    // Addresses of a weight, its mask (bool), and the same as numbers
+    module.def(("settle" + suffix).c_str(), [](size_t size, size_t n_kept, Address weight, Address mask, Address mask_numbers) {
         if (n_kept < 1 || n_kept > size) throw py::value_error("a mask keeps at least one weight, and no more than there are");
-        return int(settle<T>(size, n_kept, at<T>(weight), at<uint8_t>(mask), at<T>(mask_numbers), at<uint8_t>(support)));
+        return int(settle<T>(size, n_kept, at<T>(weight), at<uint8_t>(mask), at<T>(mask_numbers)));
     }, NoGil());
 }
 

@@ -75,8 +75,8 @@ struct Kernels {
     void (*add)(size_t n, double tau, const T* online, T* target);
     // How many weights are not zero where the mask, as numbers, is; *not_numbers says how many are NaN
     size_t (*outside)(size_t n, const T* weight, const T* mask, size_t* not_numbers);
-    // What weights are chosen by: their magnitude, at least 1e-37 inside of the mask. Whether all are zero outside of the support
-    bool (*scores)(size_t n, const T* weight, const T* mask, const uint8_t* support, T* score);
+    // What weights are chosen by: their magnitude, at least 1e-37 inside of the mask
+    void (*scores)(size_t n, const T* weight, const T* mask, T* score);
     // How many of n scores are larger than a threshold; *equal says how many are equal to it
     size_t (*larger)(size_t n, const T* score, T threshold, size_t* equal);
     // Puts the mask of scores that reach a threshold, also as numbers, and zero into all other weights

@@ -582,14 +582,11 @@ size_t outside(size_t n, const T* __restrict weight, const T* __restrict mask, s
 }
 
 template <class T>
-bool scores(size_t n, const T* __restrict weight, const T* __restrict mask, const uint8_t* __restrict support, T* __restrict score) {
-    typename Count<T>::Type beyond = 0;
+void scores(size_t n, const T* __restrict weight, const T* __restrict mask, T* __restrict score) {
     for (size_t i = 0; i < n; ++i) {
         const T size = weight[i] < T(0) ? -weight[i] : weight[i], least = mask[i] * T(1e-37);
         score[i] = size > least ? size : least;
-        beyond += (score[i] > T(0)) & (support[i] == 0);
     }
-    return beyond == 0;
 }
 
 template <class T>

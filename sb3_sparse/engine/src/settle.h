@@ -14,8 +14,7 @@ namespace engine {
 
 enum class Settled {
     kAlready,     // no weight outside of the mask: nothing is done
-    kInside,      // there were some, all of them in the support
-    kBeyond,      // there were some elsewhere too: the support is now where weights were, or the mask was
+    kNow,         // there were some
     kNotNumbers,  // a weight is NaN: nothing is done
 };
 
@@ -45,20 +44,17 @@ T nth_largest(const T* values, size_t size, size_t n) {
     return inside[n - 1];
 }
 
-// Keeps as many weights as the mask has, at least one; the largest by magnitude, of equal ones those with the lower index. A
-// weight inside of the mask counts as 1e-37 if it is smaller. The others become 0. Writes to the mask, which comes as numbers
-// too, and to the support: where weights may be before it settles.
+// Keeps n_kept weights, as many as the mask has, at least one; the largest by magnitude, of equal ones those with the lower index.
+// A weight inside of the mask counts as 1e-37 if it is smaller. The others become 0. The mask comes as numbers too.
 template <class T>
-Settled settle(size_t size, size_t n_kept, T* weight, uint8_t* mask, T* mask_numbers, uint8_t* support) {
+Settled settle(size_t size, size_t n_kept, T* weight, uint8_t* mask, T* mask_numbers) {
     const Kernels<T>& of = *kernels<T>();
     size_t n_not_numbers = 0, n_equal = 0;
     if (of.outside(size, weight, mask_numbers, &n_not_numbers) == 0) return Settled::kAlready;
     if (n_not_numbers != 0) return Settled::kNotNumbers;
     Buffer<T> room;
     T* score = room.reserve(size);
-    const bool inside = of.scores(size, weight, mask_numbers, support, score);
-    if (!inside)
-        for (size_t i = 0; i < size; ++i) support[i] = score[i] > T(0);
+    of.scores(size, weight, mask_numbers, score);
     const T threshold = nth_largest(score, size, n_kept);
     size_t n_left = n_kept - of.larger(size, score, threshold, &n_equal);
     if (n_left < n_equal)
@@ -69,7 +65,7 @@ Settled settle(size_t size, size_t n_kept, T* weight, uint8_t* mask, T* mask_num
                     if (score[i] == threshold) score[i] = T(0);
             }
     of.keep(size, score, threshold, weight, mask, mask_numbers);
-    return inside ? Settled::kInside : Settled::kBeyond;
+    return Settled::kNow;
 }
 
 }  // namespace engine
