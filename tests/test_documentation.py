@@ -134,6 +134,7 @@ def test_parts_of_rlx2_are_those_that_are_kept():
     rows = {
         "dense": "dense",
         "static": "static masks",
+        "tiny": "dense with as many weights (`tiny`)",
         "RigL": "RigL alone",
         "RigL, delayed targets": "RigL, delayed 3-step targets",
         "RigL, capacity": "RigL, dynamic replay capacity, down to 10,000",
