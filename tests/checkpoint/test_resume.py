@@ -33,6 +33,7 @@ SUBJECTS = {
 MORE_SUBJECTS = {
     "DQN, compress": Subject("dqn", env="CartPole-v1", method="compress", steps=360, evaluate_every=100),
     "TD3, rlx2, accelerated": Subject("td3", steps=260, accelerated=True),
+    "TD3, ds, accelerated": Subject("td3", method="ds", accelerated=True),
     "SAC, ds, accelerated": Subject("sac", method="ds", accelerated=True),
     "SAC, compress, accelerated": Subject("sac", method="compress", accelerated=True),
     "DQN, compress, accelerated": Subject(
@@ -88,9 +89,12 @@ def test_goes_on_to_the_same_bits_everywhere(name, tmp_path):
     check(MORE_SUBJECTS[name], tmp_path)
 
 
-def test_taking_checkpoints_changes_nothing(tmp_path):
-    often = Subject("td3", method="rigl", steps=100, every=3, evaluate_every=60)
-    seldom = Subject("td3", method="rigl", steps=100, every=10_000, evaluate_every=60)
+@pytest.mark.parametrize(("method", "accelerated"), [("rigl", False), ("ds", True)])
+def test_taking_checkpoints_changes_nothing(method, accelerated, tmp_path):
+    often, seldom = (
+        Subject("td3", method=method, steps=100, every=every, evaluate_every=60, accelerated=accelerated)
+        for every in (3, 10_000)
+    )
     first, second = (run_with_crashes(one, tmp_path / str(one.every), []) for one in (often, seldom))
     for name in [name for name in first if name.startswith("RunCheckpoint/")]:
         del first[name], second[name]
