@@ -5,6 +5,7 @@
 #include <random>
 
 #include "network.h"
+#include "settle.h"
 #include "training.h"
 
 using namespace engine;
@@ -152,7 +153,34 @@ void losses() {
 
 }  // namespace
 
+// A weight on its largest values, one after the other
+template <class T>
+void settles() {
+    const int size = between(2, 300), n_kept = between(1, size - 1);
+    std::vector<T> weight(size), numbers(size, T(0));
+    std::vector<uint8_t> mask(size, 0), kept(size, 0);
+    for (int i = 0; i < n_kept; ++i) mask[i] = 1, numbers[i] = T(1);
+    for (T& w : weight) w = generator() % 2 ? T(between(-3, 3)) : T(uniform());
+    weight[size - 1] = T(between(1, 3));
+    const std::vector<T> before = weight;
+    for (int n = 0; n < n_kept; ++n) {
+        int best = -1;
+        double largest = -1;
+        for (int i = 0; i < size; ++i) {
+            const double score = mask[i] ? std::max(std::abs(double(before[i])), 1e-37) : std::abs(double(before[i]));
+            if (!kept[i] && score > largest) best = i, largest = score;
+        }
+        kept[best] = 1;
+    }
+    check(settle<T>(size, n_kept, weight.data(), mask.data(), numbers.data()) == Settled::kNow, "what settles");
+    for (int i = 0; i < size; ++i) {
+        check(mask[i] == kept[i] && numbers[i] == T(kept[i]), "the mask a weight settles on");
+        check(weight[i] == (kept[i] ? before[i] : T(0)), "the values a weight settles on");
+    }
+    check(settle<T>(size, n_kept, weight.data(), mask.data(), numbers.data()) == Settled::kAlready, "what has settled");
+}
+
 int main() {
-    for (int round = 0; round < 40; ++round) passes<float>(), passes<double>(), losses();
+    for (int round = 0; round < 40; ++round) passes<float>(), passes<double>(), losses(), settles<float>(), settles<double>();
     std::printf("clean\n");
 }

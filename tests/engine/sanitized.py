@@ -73,6 +73,37 @@ def one(native: Any, rng: np.random.Generator, kind: str, dtype: type) -> None:
         networks[1].average(layer, 0.995, 0.005, networks[0], layer)
         networks[1].scatter_weight(layer)
     assert all(np.isfinite(weight).all() and not weight[~mask].any() for weight, mask in zip(weights, masks, strict=True))
+    others = [None if array is None else array * 2 for pair in zip(weights, biases, strict=True) for array in pair]
+    target = getattr(native, kind)(shapes, [(address(w), address(b)) for w, b in zip(others[::2], others[1::2], strict=True)])
+    target.average_dense(0.75, 0.25, networks[0])
+    for weight, other in zip(weights, others[::2], strict=True):
+        assert other is not None
+        assert np.allclose(other, weight * 1.75, rtol=1e-6, atol=0)
+
+
+def settle(native: Any, rng: np.random.Generator, name: str, dtype: type) -> None:
+    """A weight settles on its largest values, as a sort finds them."""
+    size = int(rng.integers(2, 700))
+    n_kept = int(rng.integers(1, size))
+    mask = rng.permutation(size) < n_kept
+    # Some of them equally large
+    weight = np.where(rng.random(size) < rng.choice([0.0, 0.3, 1.0]), rng.integers(-3, 4, size), rng.normal(size=size)).astype(
+        dtype
+    )
+    numbers = mask.astype(dtype)
+    scores = np.where(mask, np.maximum(np.abs(weight), dtype(1e-37)), np.abs(weight))
+    kept = np.zeros(size, bool)
+    kept[np.argsort(-scores, kind="stable")[:n_kept]] = True
+    expected = np.where(kept, weight, dtype(0))
+    changes = bool((weight[~mask] != 0).any())
+    assert getattr(native, name)(size, n_kept, address(weight), address(mask), address(numbers)) == int(changes)
+    if changes:
+        assert np.array_equal(weight, expected)
+        assert np.array_equal(mask, kept)
+        assert np.array_equal(numbers, kept.astype(dtype))
+    weight[~mask] = 1
+    weight[0] = np.nan
+    assert getattr(native, name)(size, n_kept, address(weight), address(mask), address(numbers)) == 2
 
 
 class Chain:
@@ -176,6 +207,8 @@ def main() -> None:
             one(native, rng, "Network", np.float32)
             one(native, rng, "NetworkDouble", np.float64)
             steps(native, rng)
+            settle(native, rng, "settle", np.float32)
+            settle(native, rng, "settleDouble", np.float64)
     assert not native.choose_set("of the future")
     print("clean")
 
