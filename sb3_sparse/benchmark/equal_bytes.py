@@ -147,7 +147,13 @@ def points_markdown(points: Sequence[Mapping[str, Any]], published: Sequence[Pub
     return markdown(header, lines)
 
 
-def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Published], title: str) -> None:
+def _draw(
+    axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Published], title: str, reference: str
+) -> None:
+    full, points = ([one for one in points if (one["agent"] == reference) == is_full] for is_full in (True, False))
+    for one in full:
+        label = f"full agent, {one['bits']} bits"
+        axes.plot(one["bytes"], one["ratio"], "D", color="#333333", markersize=5, label=label)
     bits = sorted({one["bits"] for one in points}, reverse=True)
     for index, n_bits in enumerate(bits):
         for is_sparse in (True, False):
@@ -195,13 +201,16 @@ def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Pu
     logarithmic_axis(axes)
 
 
-def draw(points: Sequence[Mapping[str, Any]], published: Sequence[Published], output: Path) -> list[Path]:
+def draw(
+    points: Sequence[Mapping[str, Any]], published: Sequence[Published], output: Path, reference: str = "dense"
+) -> list[Path]:
     """
     Draw return against bytes, a panel for each algorithm and environment that has agents.
 
     :param points: What :func:`points_of` gave.
     :param published: Points of others; those of environments that are drawn are drawn too.
     :param output: Name of the figure; ``.png`` and ``.svg`` are appended.
+    :param reference: Label of the full agent.
     :return: Both files; none without a point that has a full agent beside it.
     """
     tasks = list(dict.fromkeys((one["algorithm"], one["environment"]) for one in points if not math.isnan(one["ratio"])))
@@ -212,10 +221,12 @@ def draw(points: Sequence[Mapping[str, Any]], published: Sequence[Published], ou
         for axes, (algorithm, environment) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
             mine = [one for one in points if (one["algorithm"], one["environment"]) == (algorithm, environment)]
             n_seeds = sorted({one["seeds"] for one in mine})
-            title = f"{algorithm.upper()}, {environment}, {mine[0]['steps']:,} steps, {'-'.join(map(str, n_seeds))} seeds"
-            _draw(axes, mine, [one for one in published if one.environment == environment], title)
+            counts = f"{'-'.join(map(str, n_seeds))} seed{'' if n_seeds == [1] else 's'}"
+            title = f"{algorithm.upper()}, {environment}, {mine[0]['steps']:,} steps, {counts}"
+            _draw(axes, mine, [one for one in published if one.environment == environment], title, reference)
 
-    return write_figure(output, (5.4 * len(tasks), 4.6), fill, legend_columns=2 * len(tasks))
+    # One column of the legend is about as wide as a panel
+    return write_figure(output, (5.4 * len(tasks), 5.4), fill, legend_columns=len(tasks))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -247,7 +258,7 @@ def run(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output)
     text = points_markdown(points, published)
     files = [write_text(folder / "equal_bytes.md", text), write_text(folder / "equal_bytes.csv", to_csv(points))]
-    files += draw(points, published, folder / "equal_bytes")
+    files += draw(points, published, folder / "equal_bytes", arguments.reference)
     print(text)
     for file in files:
         print(f"written to {file}")

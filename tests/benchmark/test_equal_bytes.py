@@ -84,9 +84,10 @@ def test_drawn_with_one_seed_and_others_points(folder):
     for label in (
         "wide and sparse, 4 bits",
         "narrow and dense, 4 bits",
+        "full agent, 32 bits",
+        "120 steps, 1 seed<",
         "them: weights alone, 9 steps",
         "8 wide",
-        "120 steps",
     ):
         assert label in text
     assert draw([], [], folder / "nothing") == []
