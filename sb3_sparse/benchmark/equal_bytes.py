@@ -147,13 +147,11 @@ def points_markdown(points: Sequence[Mapping[str, Any]], published: Sequence[Pub
     return markdown(header, lines)
 
 
-def _draw(
-    axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Published], title: str, reference: str
-) -> None:
+def _draw(axes: Any, points: Sequence[Mapping[str, Any]], published: Sequence[Published], title: str, reference: str) -> None:
     full, points = ([one for one in points if (one["agent"] == reference) == is_full] for is_full in (True, False))
-    for one in full:
-        label = f"full agent, {one['bits']} bits"
-        axes.plot(one["bytes"], one["ratio"], "D", color="#333333", markersize=5, label=label)
+    for agent in full:
+        label = f"full agent, {agent['bits']} bits"
+        axes.plot(agent["bytes"], agent["ratio"], "D", color="#333333", markersize=5, label=label)
     bits = sorted({one["bits"] for one in points}, reverse=True)
     for index, n_bits in enumerate(bits):
         for is_sparse in (True, False):

@@ -9,7 +9,7 @@ from sb3_sparse.callbacks.events import QuantizationEvent
 from sb3_sparse.callbacks.training import TrainingCallback
 from sb3_sparse.nn.sparsifier import Sparsifier
 from sb3_sparse.policies.base import sparse_policy
-from sb3_sparse.policies.quantized_layers import plan_quantization
+from sb3_sparse.policies.quantized_layers import plan_quantization, warn_of_coarse_features
 from sb3_sparse.quantization.config import AFTER_TRAINING, QuantizationConfig
 from sb3_sparse.quantization.fake_quantizer import Quantizer
 from sb3_sparse.utils.renamed import renamed_arguments
@@ -101,7 +101,9 @@ class QuantizationAware(TrainingCallback[QuantizationEvent]):
         timestep = self.model.num_timesteps
         if not self._waiting or not self.clock.has_started(timestep):
             return
-        sparsifier = sparse_policy(self.model).sparsifier
+        policy = sparse_policy(self.model)
+        sparsifier = policy.sparsifier
+        warn_of_coarse_features(policy, self._waiting)
         for name, quantizer in self._waiting.items():
             sparsifier.set_quantizer(name, quantizer)
         self._log(QuantizationEvent(timestep, tuple(self._waiting), self._weight_bits()))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sb3_sparse.conversion.calibration import Model, Observations, _calibrate, _given, _replayed, _rolled_out
 from sb3_sparse.conversion.saved import Saved
 from sb3_sparse.policies.base import SparsePolicyMixin, policy_of, sparse_policy
-from sb3_sparse.policies.quantized_layers import plan_quantization
+from sb3_sparse.policies.quantized_layers import plan_quantization, warn_of_coarse_features
 from sb3_sparse.quantization.config import QuantizationConfig
 from sb3_sparse.utils.checks import is_number, require_integer
 from sb3_sparse.utils.randomness import undisturbed_randomness
@@ -83,6 +83,7 @@ def quantize(
             )
         copy = Saved.of(model).load_beside(model)
         policy = sparse_policy(copy)
+        warn_of_coarse_features(policy, quantizers)
         ranges = _calibrate(policy, {name: policy.sparsifier.layers[name] for name in quantizers}, observations, percentile)
     for name, quantizer in quantizers.items():
         if not quantizer.is_ready:  # the range of an image is known, not found

@@ -133,19 +133,26 @@ def test_points_that_will_not_do(tmp_path, text, message):
         read_published(tmp_path / "published.csv")
 
 
-def test_the_grids_of_the_documentation(tmp_path):
+@pytest.mark.parametrize(
+    ("grid", "environments", "all_bits"),
+    [("grid", ["HalfCheetah-v4"], [8]), ("grid_normalized", ["HalfCheetah-v4", "Hopper-v4"], [8, 4, 3])],
+)
+def test_the_grids_of_the_documentation(grid, environments, all_bits, tmp_path):
     pytest.importorskip("mujoco")
     folder = RESULTS / "equal_bytes"
-    rows = rows_of_grids([folder / "grid.yml"], tmp_path, lambda cell: 0.0)
-    for env in ("HalfCheetah-v4", "Hopper-v4"):
+    rows = rows_of_grids([folder / f"{grid}.yml"], tmp_path, lambda cell: 0.0)
+    assert list(dict.fromkeys(env for _, env, _ in rows)) == environments
+    for env in environments:
         labels = {label for algo, one, label in rows if (algo, one) == ("sac", env)}
         assert labels == {
             "dense",
-            *(f"{sparsity} % {bits} bits" for sparsity in (90, 95, 98) for bits in (8, 4, 3)),
-            *(f"{width} wide {bits} bits" for width in (64, 32, 16) for bits in (8, 4, 3)),
+            *(f"{sparsity} % {bits} bits" for sparsity in (90, 95, 98) for bits in all_bits),
+            *(f"{width} wide {bits} bits" for width in (64, 32, 16) for bits in all_bits),
         }
     for (_, _, label), row in rows.items():
         policy_kwargs = row.cell.section["policy_kwargs"]
+        normalized = {"norm_obs": True, "norm_reward": False} if grid == "grid_normalized" else None
+        assert row.cell.section.get("normalize") == normalized
         assert policy_kwargs["sparsity"] == {"actor": 0.0, "critic": 0.9}
         width = int((re.match(r"(\d+) wide", label) or [0, 256])[1])
         net_arch = policy_kwargs.get("net_arch", {"pi": [256, 256], "qf": [256, 256]})
