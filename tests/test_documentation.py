@@ -171,7 +171,8 @@ def test_agents_of_equal_bytes_are_those_that_are_kept():
     page = " ".join((ROOT / "docs/guide/evidence.md").read_text().split())
     with (ROOT / "docs/results/equal_bytes/equal_bytes.csv").open(newline="") as file:
         agents = {row["agent"]: row for row in csv.DictReader(file)}
-    texts = {"64 wide 8 bits": "64 wide", **{f"{sparsity} % 8 bits": f"{sparsity} % sparse" for sparsity in (90, 95, 98)}}
+    texts = {f"{width} wide 8 bits": f"{width} wide" for width in (16, 64)}
+    texts |= {f"{sparsity} % 8 bits": f"{sparsity} % sparse" for sparsity in (90, 95, 98)}
     for label, text in texts.items():
         kept, size = f"{float(agents[label]['ratio']):.0%}".replace("%", " %"), f"{float(agents[label]['bytes']):,.0f}"
         assert re.search(rf"{text} (keeps )?{kept} (of the full agent's return )?in {size}", page), (label, kept, size)
