@@ -7,6 +7,7 @@ from statistics import fmean
 import pytest
 
 from sb3_sparse.benchmark.equal_seconds import agent, read_points
+from sb3_sparse.sweeps.grid import cells_of, read_grid
 from tests.documentation import ROOT, Block, blocks_of, run_page
 
 PAGE = """
@@ -176,3 +177,11 @@ def test_agents_of_equal_bytes_are_those_that_are_kept():
     for label, text in texts.items():
         kept, size = f"{float(agents[label]['ratio']):.0%}".replace("%", " %"), f"{float(agents[label]['bytes']):,.0f}"
         assert re.search(rf"{text} (keeps )?{kept} (of the full agent's return )?in {size}", page), (label, kept, size)
+    # What each returned before it was quantized, by what the full agent returned then
+    folder, before = ROOT / "docs/results", {}
+    for cell in cells_of(read_grid(folder / "equal_bytes/grid.yml"), trainable=False):
+        with (folder / "runs" / cell.spec(1).key / "evaluations.csv").open(newline="") as file:
+            before[cell.label] = {row["step"]: float(row["return"]) for row in csv.DictReader(file)}["250000"]
+    shares = [100 * value / before["dense"] for label, value in before.items() if label != "dense"]
+    assert len(shares) == 6
+    assert f"all six lay between {min(shares):.0f} and {max(shares):.0f} % of what the full agent returned then" in page

@@ -49,6 +49,14 @@ def net_arch(text: str) -> list[int]:
     return widths
 
 
+def _number(text: str) -> float:
+    """What is no number is -1, which is none of those that are allowed."""
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
+
+
 def sparsity(text: str) -> float:
     """
     The fraction of weights that are zero.
@@ -57,10 +65,7 @@ def sparsity(text: str) -> float:
     :return: The number.
     :raises argparse.ArgumentTypeError: If it is anything else.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"a sparsity is a number in [0, 1), not {text!r}")
     return value
@@ -74,10 +79,7 @@ def fraction(text: str) -> float:
     :return: The number.
     :raises argparse.ArgumentTypeError: If it is anything else.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"a number in (0, 1) is needed, not {text!r}")
     return value
@@ -104,10 +106,7 @@ def density_number(text: str) -> float:
     :return: The number.
     :raises argparse.ArgumentTypeError: If it is anything else.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
+    value = _number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"a density is a number in (0, 1], not {text!r}")
     return value

@@ -16,7 +16,7 @@ from torch.optim import Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sb3_sparse.engine.gradients import addresses_of
-from sb3_sparse.engine.parameter import LazyGradParameter, plain_grad
+from sb3_sparse.engine.parameter import plain_grad
 from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.engine.survivors import Survivors, can_read, is_alone
 from sb3_sparse.nn.layers import SparseLayer
@@ -58,8 +58,9 @@ class SeparateLayers:
     def survivors(self) -> Survivors | None:
         """The survivors of the present masks and memory, None where the kernels cannot read it."""
         if self._survivors is None or not self._survivors.fits():
-            readable = can_read(self.layers, self.layers[0].weight.dtype)
-            self._survivors = Survivors(self.layers, [0] * len(self.layers)) if readable else None
+            if not can_read(self.layers, self.layers[0].weight.dtype):
+                return None  # those that were keep the gradients that wait
+            self._survivors = Survivors(self.layers, [0] * len(self.layers))
         return self._survivors
 
     #: No pass makes them, so whoever asks does.
@@ -84,6 +85,11 @@ class SeparateLayers:
         """Clear the gradients of all parameters."""
         if self._survivors is not None:
             self._survivors.gradients.forget()
+
+    def show_gradients(self) -> None:
+        """Let all parameters have the gradients that wait."""
+        if self._survivors is not None:
+            self._survivors.gradients.show()
 
 
 class SurvivorAdam(Adam):
@@ -121,8 +127,15 @@ class SurvivorAdam(Adam):
             optimizer.release()
             in_sequences = {layer for sequence in sequences for layer in sequence.layers}
             separate = [layer for layer in layers if layer not in in_sequences]
-            present = [part for part in optimizer.parts if isinstance(part, SeparateLayers) and part.layers == separate]
-            optimizer.parts = [*sequences, *(present or ([SeparateLayers(separate)] if separate else []))]
+            same = [part for part in optimizer.parts if isinstance(part, SeparateLayers) and part.layers == separate]
+            parts: list[SparseSequential | SeparateLayers] = [
+                *sequences,
+                *(same or ([SeparateLayers(separate)] if separate else [])),
+            ]
+            for part in optimizer.parts:
+                if part not in parts:
+                    part.show_gradients()  # nobody else would clear those that wait
+            optimizer.parts = parts
             optimizer.over_survivors, optimizer._rest = False, SurvivorAdam._rest
 
     # --- State ---
@@ -202,9 +215,7 @@ class SurvivorAdam(Adam):
             part.forget_gradients()
         for group in self.param_groups:
             for parameter in group["params"]:
-                # Gradients may wait of survivors that are no part's any more
-                waits = isinstance(parameter, LazyGradParameter) and parameter.gradient_waits()
-                if waits or plain_grad(parameter) is not None:
+                if plain_grad(parameter) is not None:
                     parameter.grad = None
 
     def _options(self) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from sb3_sparse.engine import native
 from sb3_sparse.engine.locks import make_lock
-from sb3_sparse.engine.survivors import make_network
+from sb3_sparse.engine.survivors import make_network, n_surviving
 from sb3_sparse.utils.files import write_text
 
 fcntl: ModuleType | None
@@ -102,7 +102,7 @@ class Crossovers:
         """
         layers = []
         for layer in sequence.layers:
-            density = layer.n_active / layer.weight.numel()
+            density = n_surviving(layer) / layer.weight.numel()
             step = 0.05 if density > 0.1 else 0.01
             layers.append(f"{layer.in_features}x{layer.out_features}@{round(density / step) * step:.2f}")
         batch = 1 << max(n_samples - 1, 0).bit_length()

@@ -62,7 +62,7 @@ class Gradients:
         self.parameters = parameters
         self.lock = lock
         #: Whether the network holds more weights than the masks have.
-        self._own_masks = any(layer.own_pattern is not None for layer in layers)
+        self.own_masks = any(layer.own_pattern is not None for layer in layers)
         #: Whether there are gradients that are not in the parameters' ``grad``: nobody has asked for them.
         self.waiting = False
         #: Whether the network holds such gradients, and what is to be added to them.
@@ -135,7 +135,7 @@ class Gradients:
     def _dense(self) -> list[th.Tensor]:
         dense = [th.zeros_like(parameter, requires_grad=False) for parameter in self.parameters]
         self.network.scatter_gradients(addresses_of(dense))
-        if self._own_masks:
+        if self.own_masks:
             masks = {id(layer.weight): layer.mask_values for layer in self.layers if layer.mask_values is not None}
             for parameter, gradient in zip(self.parameters, dense, strict=True):
                 if id(parameter) in masks:
@@ -165,7 +165,7 @@ class Gradients:
         :param max_norm: Largest norm.
         :return: False, and nothing is done, if not all of them wait.
         """
-        if self._own_masks or not self.waiting or any(plain_grad(parameter) is not None for parameter in self.parameters):
+        if self.own_masks or not self.waiting or any(plain_grad(parameter) is not None for parameter in self.parameters):
             return False
         self._compute()
         factor = max_norm / (self.network.gradient_norm() + 1e-6)
@@ -190,7 +190,7 @@ class Gradients:
         :return: False if a parameter has none, or one the kernels cannot read.
         """
         if self.waiting:
-            if not self._own_masks and all(plain_grad(parameter) is None for parameter in self.parameters):
+            if not self.own_masks and all(plain_grad(parameter) is None for parameter in self.parameters):
                 self._compute()
                 return True
             self.show()

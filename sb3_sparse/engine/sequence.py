@@ -16,7 +16,7 @@ from sb3_sparse.engine.autograd import run_native
 from sb3_sparse.engine.choice import Choice
 from sb3_sparse.engine.locks import make_lock
 from sb3_sparse.engine.settle import only_settle, settle, settles_natively
-from sb3_sparse.engine.survivors import ACTIVATIONS, SUPPORTED_DTYPES, Survivors, can_read
+from sb3_sparse.engine.survivors import ACTIVATIONS, SUPPORTED_DTYPES, Survivors, can_read, n_surviving
 from sb3_sparse.nn.layers import SparseLinear
 
 #: Held while survivors are made: a sequence has one set of them, whichever thread comes first.
@@ -120,8 +120,7 @@ class SparseSequential(nn.Sequential):
 
     def survivors(self) -> Survivors | None:
         """The survivors of the present masks and memory; made anew when they have changed, None if the kernels cannot."""
-        if not self._settle():
-            return None
+        self._settle()
         survivors = self.present_survivors()
         if survivors is None:
             dtype = self.layers[0].weight.dtype
@@ -140,6 +139,11 @@ class SparseSequential(nn.Sequential):
         """Clear the gradients of all parameters."""
         for survivors in self._survivors.values():
             survivors.gradients.forget()
+
+    def show_gradients(self) -> None:
+        """Let all parameters have the gradients that wait."""
+        for survivors in self._survivors.values():
+            survivors.gradients.show()
 
     def native_survivors(self, x: th.Tensor) -> Survivors | None:
         """
@@ -165,8 +169,7 @@ class SparseSequential(nn.Sequential):
             or x.shape[1] != self.layers[0].in_features
         ):
             return None
-        if not self._settle():
-            return None
+        self._settle()
         layers = self.layers
         survivors = self._survivors.get(dtype)
         key = (x.shape[0], th.get_num_threads())
@@ -203,19 +206,15 @@ class SparseSequential(nn.Sequential):
                 return False
         return True
 
-    def _settle(self) -> bool:
-        """Let target layers with masks of their own settle; False if the kernels cannot, and torch's pass has to."""
+    def _settle(self) -> None:
+        """Let target layers with masks of their own settle, whichever engine runs the pass then."""
         for layer in self.layers:
             if layer.own_pattern is not None:
-                if not can_read(self.layers, self.layers[0].weight.dtype):
-                    return False
-                settle(self.layers)
-                return True
-        return True
+                settle(layer)
 
     def _decide(self, batch: tuple[int, int]) -> bool:
         """Whether the kernels run a size of batch with a number of threads; decided once for each density."""
-        key = (*batch, *[layer.n_active for layer in self.layers])
+        key = (*batch, *[n_surviving(layer) for layer in self.layers])
         if key not in self._decided:
             assert self.choice is not None
             self._decided[key] = batch[0] > 0 and self.choice.is_native(self, batch[0])

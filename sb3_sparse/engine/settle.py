@@ -17,11 +17,12 @@ from torch.autograd.graph import increment_version
 from sb3_sparse.engine import native
 from sb3_sparse.engine.locks import make_lock
 from sb3_sparse.engine.parameter import LazyGradParameter, plain_grad
+from sb3_sparse.engine.survivors import can_read
 from sb3_sparse.masks.patterns import Unstructured
 from sb3_sparse.nn.layers import SparseLayer, settles
 
-#: ``Settled`` in ``src/settle.h``.
-_NOW, _NOT_NUMBERS = 1, 2
+#: ``Settled`` in ``src/settle.h``; the last means that torch is to do it.
+_NOW, _LEFT = 1, 2
 #: Held while layers settle: whoever comes second finds nothing left to do.
 _settling = make_lock()
 
@@ -46,30 +47,28 @@ def settles_natively(layer: SparseLayer) -> bool:
     return type(layer.own_pattern) is Unstructured and any(map(settles, layer._forward_pre_hooks.values()))
 
 
-def settle(layers: Sequence[SparseLayer]) -> None:
+def settle(layer: SparseLayer) -> None:
     """
-    Let the layers with masks of their own keep their largest weights, as many as they had.
+    Let a layer with a mask of its own keep its largest weights, as many as it had.
 
-    :param layers: Layers whose parameters the kernels can read; own masks are unstructured.
+    :param layer: A layer whose own mask is unstructured. Where the kernels cannot read it, torch does it.
     """
     with _settling:
-        for layer in layers:
-            if layer.own_pattern is not None and layer.mask_values is not None:
-                _settle(layer, layer.mask_values)
+        if layer.mask_values is not None and _settle(layer, layer.mask_values) == _LEFT:
+            layer.settle()
 
 
-def _settle(layer: SparseLayer, values: th.Tensor) -> None:
+def _settle(layer: SparseLayer, values: th.Tensor) -> int:
     weight, mask = layer.weight, layer.weight_mask
-    has_gradient = plain_grad(weight) is not None or (isinstance(weight, LazyGradParameter) and weight.gradient_waits())
-    readable = (
-        mask.is_cpu and mask.is_contiguous() and values.is_cpu and values.is_contiguous() and values.dtype == weight.dtype
-    )
-    settled = _NOT_NUMBERS
-    if readable and not has_gradient and layer.n_active > 0:
-        settle_weight = native.module.settle if weight.dtype == th.float32 else native.module.settleDouble
-        places = th.Tensor.data_ptr(weight), mask.data_ptr(), values.data_ptr()
-        settled = settle_weight(weight.numel(), layer.n_active, *places)
-    if settled == _NOT_NUMBERS:
-        layer.settle()
-    elif settled == _NOW:
+    waits = isinstance(weight, LazyGradParameter) and weight.gradient_waits()
+    # Gradients are masked, too
+    if waits or plain_grad(weight) is not None or layer.n_active == 0 or not can_read([layer], values.dtype):
+        return _LEFT
+    if not (mask.is_cpu and mask.is_contiguous() and values.is_cpu and values.is_contiguous()):
+        return _LEFT
+    settle_weight = native.module.settle if weight.dtype == th.float32 else native.module.settleDouble
+    places = th.Tensor.data_ptr(weight), mask.data_ptr(), values.data_ptr()
+    settled: int = settle_weight(weight.numel(), layer.n_active, *places)
+    if settled == _NOW:
         increment_version([weight])
+    return settled

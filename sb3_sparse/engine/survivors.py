@@ -53,12 +53,22 @@ def _is_untouched(weight: SurvivorParameter, version: int, storage: int, resizab
     return weight._version == version and not weight.aliased and _is_private(storage, resizable)
 
 
+def n_surviving(layer: SparseLayer) -> int:
+    """
+    Count the weights that the kernels multiply by.
+
+    :param layer: A layer.
+    :return: Those of the mask; all where it is the layer's own, which may change with every pass.
+    """
+    return layer.n_active if layer.own_pattern is None else layer.weight.numel()
+
+
 def make_network(layers: Sequence[SparseLayer], activations: Sequence[int]) -> Any:
     """
     Make the kernels' network of layers.
 
-    :param layers: Layers in order; their masks are read now. Of layers with masks of their own, which may change with every
-        pass, all weights count as surviving. All weights float32 or float64, contiguous, on the CPU.
+    :param layers: Layers in order; their masks are read now, and count as in :func:`n_surviving`. All weights float32 or
+        float64, contiguous, on the CPU.
     :param activations: What follows each layer, see :data:`ACTIVATIONS`.
     :return: The network, to which the dense weights are known by address. It holds none of their values yet.
     """
@@ -123,8 +133,6 @@ class Survivors:
         self.n_outputs = self.weights[-1].shape[0]
         #: The mask each layer had, and its parameters.
         self.made_of = [(layer, layer.mask_version, layer._parameters, layer.weight, layer.bias) for layer in layers]
-        #: Whether they have other masks than the network they follow.
-        self.has_own_masks = any(layer.own_pattern is not None for layer in layers)
         self.network = make_network(layers, activations)
         self.gradients = Gradients(self.network, self.layers, self.parameters, self.lock)
         with th.inference_mode(False):
@@ -206,7 +214,7 @@ class Survivors:
             be the same: they settle before they are read next.
         """
         with self.lock, online.lock:
-            if self.has_own_masks:
+            if self.gradients.own_masks:
                 if [weight.shape for weight in self.parameters] != [weight.shape for weight in online.parameters]:
                     return False
                 self.network.average_dense(1 - tau, tau, online.network)

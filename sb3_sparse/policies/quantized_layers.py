@@ -150,7 +150,7 @@ def warn_of_coarse_features(policy: SparsePolicyMixin, quantizers: Mapping[str, 
     The weights of a row share one scale. Where features are of different sizes, so are the weights that multiply them, and a
     policy may lose a third of its return in 8 bits, see the guide to quantization.
 
-    :param policy: The policy whose layers are to be quantized, or have just been.
+    :param policy: The policy whose layers are to be quantized.
     :param quantizers: As :func:`plan_quantization` made them.
     """
     observed = _observation_layers(policy, [plan.info for plan in policy.sparsifier.plan.values()])

@@ -245,6 +245,14 @@ def test_gradients_that_wait_are_cleared_though_the_optimizer_was_adopted_again(
     type(optimizer).adopt(optimizer, [], [])  # nothing but its parameters leads to them now
     optimizer.zero_grad()
     assert all(parameter.grad is None for parameter in parameters)
+    # Nor if the kernels can read them no more
+    _, twin = make_twins(SAC)
+    twin.train(1, 8)
+    weight = twin.actor.mu.weight
+    weight.data = weight.data.clone().t().contiguous().t()
+    assert twin.actor.optimizer.parts[1].survivors() is None
+    twin.actor.optimizer.zero_grad()
+    assert all(parameter.grad is None for parameter in twin.actor.parameters())
 
 
 @pytest.mark.parametrize("rule", ["masked_grad", "sr_ste"])

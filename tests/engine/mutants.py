@@ -111,7 +111,7 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         Gradients, "way", lambda self, found, wanted: "survivors" if found == "dense" else found
     ),
     "clearing forgets what waits only": lambda: _instead(Gradients, "forget", lambda self: setattr(self, "waiting", False)),
-    "clearing forgets nothing": lambda: _instead(SurvivorAdam, "zero_grad", lambda self, set_to_none=True: None),
+    "clearing forgets nothing": lambda: _instead(Gradients, "forget", lambda self: None),
     "the step takes the gradients it had": lambda: _instead(Gradients, "collect", _collect_stale),
     "double backward has no graph": lambda: _after(
         autograd,

@@ -15,8 +15,10 @@ from torch import nn
 
 from sb3_sparse import SET, accelerate
 from sb3_sparse.engine import native
+from sb3_sparse.engine.crossover import Crossovers
+from sb3_sparse.engine.sequence import SparseSequential
 from sb3_sparse.engine.settle import settle
-from sb3_sparse.engine.survivors import Survivors
+from sb3_sparse.engine.survivors import Survivors, make_network
 from sb3_sparse.masks.patterns import Unstructured, parse_pattern
 from sb3_sparse.nn.layers import SparseLinear
 from tests.accelerated.twins import engine
@@ -68,7 +70,7 @@ def test_the_kernels_settle_as_torch_does(data, dtype):
             torchs.weight.copy_(weights)
         torchs.settle()
         before, mask = layer.weight._version, layer.weight_mask.clone()
-        settle([layer])
+        settle(layer)
         for mine, others in zip(state(layer), state(torchs), strict=True):
             assert th.equal(bits(mine), bits(others))
         assert (layer.weight._version > before) == bool(((weights != 0) & ~mask).any())
@@ -88,7 +90,7 @@ def test_a_whole_layer(dtype):
         with th.no_grad():
             for one in (layer, torchs):
                 one.weight.mul_(0.995).add_(online, alpha=0.005)
-        settle([layer])
+        settle(layer)
         torchs.settle()
         assert all(th.equal(bits(mine), bits(others)) for mine, others in zip(state(layer), state(torchs), strict=True))
 
@@ -134,13 +136,13 @@ def _give_gradient(layer: Any) -> None:
 def test_what_was_done_to_a_target_before(before):
     """Tensors of inference mode, and gradients, which are masked too."""
     layer, torchs = (own_layer(6, 5, 11, th.float32, 3) for _ in range(2))
-    for one, of in ((layer, settle), (torchs, lambda layers: layers[0].settle())):
+    for one, of in ((layer, settle), (torchs, SparseLinear.settle)):
         with th.no_grad():
             one.weight.copy_(th.arange(30.0).view(6, 5) - 12)
         before(one)
         with th.no_grad():
             one.weight.add_(0.5)
-        of([one])
+        of(one)
         assert int((one.weight != 0).sum()) == 11
     assert all(th.equal(bits(mine), bits(others)) for mine, others in zip(state(layer), state(torchs), strict=True))
     if layer.weight.grad is not None:
@@ -226,6 +228,30 @@ def test_gradients_of_targets_are_masked():
         found.append((norm, [layer.weight.detach().clone() for layer in layers]))
     assert th.allclose(found[0][0], found[1][0])
     assert all(th.allclose(mine, others, atol=1e-5) for mine, others in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_auto_decides_on_a_target_with_own_masks_as_on_a_dense_one():
+    model = own_target_model()
+    target, online = model.critic_target.q_networks[0], model.critic.q_networks[0]
+    widths = [f"{layer.in_features}x{layer.out_features}@1.00" for layer in target.layers]
+    assert Crossovers.shape_class(target, 8).startswith(" ".join(widths))
+    assert not Crossovers.shape_class(online, 8).startswith(" ".join(widths))
+    held = make_network(target.layers, target.activations)
+    assert len(held.roots()[0]) == sum(parameter.numel() for parameter in target.parameters())
+
+
+def test_what_torch_runs_settles_natively_too(monkeypatch):
+    """The engine decides on passes; a settling is faster in any case."""
+    model = own_target_model()
+    for network in (*model.critic_target.q_networks, model.actor_target.mu):
+        network._survivors.clear()  # decided already
+    monkeypatch.setattr(SparseSequential, "_decide", lambda *_: False)
+    polyak_update(model.critic.parameters(), model.critic_target.parameters(), 0.4)
+    monkeypatch.setattr(SparseLinear, "replace_mask", lambda *_: pytest.fail("torch's selection"))
+    model.critic_target(th.ones(3, 7), th.ones(3, 2))
+    model.actor_target(th.ones(3, 7))
+    assert model.policy.sparsifier.violations() == []
+    assert not any(network._survivors for network in model.critic_target.q_networks)
 
 
 def test_a_layer_without_weights_and_one_whose_hook_is_gone():

@@ -108,6 +108,13 @@ struct TensorNetwork {
     }
 };
 
+// own = keep * own + tau * other, each rounded as torch's mul_ and add do
+template <class T>
+void mix(size_t n, double keep, double tau, const T* other, T* own) {
+    kernels<T>()->scale(n, keep, own);
+    kernels<T>()->add(n, tau, other, own);
+}
+
 // The tape, if there is to be one, and whether all inputs and outputs are finite
 template <class T>
 std::pair<std::shared_ptr<Tape<T>>, bool> forward(TensorNetwork<T>& network, Address x, int n_samples, ptrdiff_t row_stride,
@@ -243,41 +250,35 @@ void bind(py::module_& module, const std::string& suffix) {
                  network.touch();
                  m.scatter_values();
              }, NoGil())
-        // values = keep * values + tau * others, each rounded as torch's mul_ and add do
+        // The values of a layer
         .def("average", [](M& m, size_t l, double keep, double tau, const M& online, size_t online_layer) {
             const auto [values, n] = m.slice(l);
             const auto [other, n_other] = online.slice(online_layer);
             if (n != n_other) throw py::value_error("the two layers differ");
-            kernels<T>()->scale(n, keep, values);
-            kernels<T>()->add(n, tau, other, values);
+            mix(n, keep, tau, other, values);
             m.network->touch();
         }, NoGil())
-        // The same for all weights and biases, the dense ones too
+        // All values and biases, the dense ones too
         .def("average_all", [](M& m, double keep, double tau, M& online) {
             if (m.network->size() != online.network->size()) throw py::value_error("the two networks differ");
             m.gather_biases();
             online.gather_biases();
-            kernels<T>()->scale(m.network->size(), keep, m.network->values.data());
-            kernels<T>()->add(m.network->size(), tau, online.network->values.data(), m.network->values.data());
+            mix(m.network->size(), keep, tau, online.network->values.data(), m.network->values.data());
             m.network->touch();
             m.scatter_values();
         }, NoGil())
-        // The same over the dense tensors, whichever weights survive; the network's values are to be gathered anew
+        // The dense tensors, whichever weights survive; the network's values are to be gathered anew
         .def("average_dense", [](M& m, double keep, double tau, const M& online) {
             const auto& layers = m.network->layers();
             if (layers.size() != online.network->layers().size()) throw py::value_error("the two networks differ");
-            const auto mix = [&](size_t n, const T* other, T* own) {
-                kernels<T>()->scale(n, keep, own);
-                kernels<T>()->add(n, tau, other, own);
-            };
             for (size_t l = 0; l < layers.size(); ++l) {
                 const Layer<T>& other = online.network->layers()[l];
                 if (layers[l].n_outputs != other.n_outputs || layers[l].n_inputs != other.n_inputs || layers[l].has_bias != other.has_bias)
                     throw py::value_error("the two networks differ");
             }
             for (size_t l = 0; l < layers.size(); ++l) {
-                mix(size_t(layers[l].n_outputs) * layers[l].n_inputs, online.weights[l], m.weights[l]);
-                if (layers[l].has_bias) mix(layers[l].n_outputs, online.biases[l], m.biases[l]);
+                mix(size_t(layers[l].n_outputs) * layers[l].n_inputs, keep, tau, online.weights[l], m.weights[l]);
+                if (layers[l].has_bias) mix(layers[l].n_outputs, keep, tau, online.biases[l], m.biases[l]);
             }
         }, NoGil())
         .def("gradient_norm", [](const M& m) {

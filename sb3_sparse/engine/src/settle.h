@@ -9,13 +9,14 @@
 #include <vector>
 
 #include "network.h"
+#include "panels.h"
 
 namespace engine {
 
 enum class Settled {
-    kAlready,     // no weight outside of the mask: nothing is done
-    kNow,         // there were some
-    kNotNumbers,  // a weight is NaN: nothing is done
+    kAlready,  // no weight outside of the mask: nothing is done
+    kNow,      // there were some
+    kLeft,     // a weight is NaN: nothing is done
 };
 
 // The n-th largest of `size` values >= 0, 1 <= n <= size. Counting by exponent first leaves few to be sorted.
@@ -51,9 +52,9 @@ Settled settle(size_t size, size_t n_kept, T* weight, uint8_t* mask, T* mask_num
     const Kernels<T>& of = *kernels<T>();
     size_t n_not_numbers = 0, n_equal = 0;
     if (of.outside(size, weight, mask_numbers, &n_not_numbers) == 0) return Settled::kAlready;
-    if (n_not_numbers != 0) return Settled::kNotNumbers;
-    Buffer<T> room;
-    T* score = room.reserve(size);
+    if (n_not_numbers != 0) return Settled::kLeft;
+    const Loan<T> room(size);
+    T* score = room.data();
     of.scores(size, weight, mask_numbers, score);
     const T threshold = nth_largest(score, size, n_kept);
     size_t n_left = n_kept - of.larger(size, score, threshold, &n_equal);
